@@ -1,0 +1,286 @@
+//! The one place that knows an offset: of control words, heads, pages and records.
+//!
+//! In: columns of a plan. Out: constants and [`RecordLayout`]s. The code generator, the CTF metadata and every reader
+//! ask here, so none of them can disagree about a byte.
+//!
+//! All integers are in the machine's own byte order, which lkst requires to be little-endian.
+
+use lkst_rules::plan::Column;
+use lkst_rules::schema::Type;
+
+/// Bytes of a page, which is a CTF packet in the making.
+pub const PAGE_BYTES: usize = 4096;
+
+/// The head of a page: `packet.header`, then `packet.context` of the CTF metadata.
+pub mod page {
+    /// `u32 magic`
+    pub const MAGIC: usize = 0;
+    /// `u8 uuid[16]`: the session's.
+    pub const UUID: usize = 4;
+    /// `u32 stream_id`, always 0.
+    pub const STREAM_ID: usize = 20;
+    /// `u64 stream_instance_id`: unique to this allocation of this buffer and CPU.
+    pub const INSTANCE_ID: usize = 24;
+    /// `u64 timestamp_begin`, 0 in a live page.
+    pub const TIMESTAMP_BEGIN: usize = 32;
+    /// `u64 timestamp_end`, 0 in a live page.
+    pub const TIMESTAMP_END: usize = 40;
+    /// `u64 content_size` in bits, 0 in a live page.
+    pub const CONTENT_SIZE: usize = 48;
+    /// `u64 packet_size` in bits, 0 in a live page: that tells it from a saved trace in a memory dump.
+    pub const PACKET_SIZE: usize = 56;
+    /// `u64 packet_seq_num`: how many pages this ring had used before this one. Written by whoever first reserves in it.
+    pub const SEQ: usize = 64;
+    /// `u64 events_discarded`, 0 in a live page.
+    pub const EVENTS_DISCARDED: usize = 72;
+    /// `u32 cpu_id`
+    pub const CPU_ID: usize = 80;
+    /// Where the first record begins: the end of the head at a record's alignment.
+    pub const HEADER_BYTES: usize = 88;
+    /// The magic number of CTF 1.8.
+    pub const MAGIC_VALUE: u32 = 0xC1FC_1FC1;
+}
+
+/// A record: a word, the time, who, then the fields.
+pub mod record {
+    /// `u16 id` of the word; 0 while it is reserved only.
+    pub const ID: usize = 0;
+    /// `u16 length` of the word: bytes of the whole record, a multiple of 8.
+    pub const LENGTH: usize = 2;
+    /// `u32 tag` of the word, see [`super::tag`].
+    pub const TAG: usize = 4;
+    /// `u64 timestamp`, nanoseconds of the boot clock.
+    pub const TIME: usize = 8;
+    /// `u32 pid`: the process.
+    pub const PID: usize = 16;
+    /// `u32 tid`: the thread.
+    pub const TID: usize = 20;
+    /// Where the fields begin.
+    pub const FIELDS: usize = 24;
+    /// Every record begins at a multiple of this.
+    pub const ALIGN: usize = 8;
+    /// Bytes of the largest record: what a page holds.
+    pub const MAX_BYTES: usize = super::PAGE_BYTES - super::page::HEADER_BYTES;
+}
+
+/// A head: one for each buffer and CPU, a cache line each.
+pub mod head {
+    /// `u64 pos`: bytes reserved since the ring was made, page heads included.
+    pub const POS: usize = 0;
+    /// `u64 busy`: `pos << 16 | length` of the outermost record being written, 0 where there is none.
+    pub const BUSY: usize = 8;
+    /// `u64 lost`: records that found no room (only ever by nesting).
+    pub const LOST: usize = 16;
+    /// `u64 floor`: the position below which everything was saved and given up.
+    pub const FLOOR: usize = 24;
+    /// `u32 salt` of the ring's tags.
+    pub const SALT: usize = 32;
+    /// Bytes of a head.
+    pub const BYTES: usize = 64;
+}
+
+/// The multiplier of [`tag`]: 2^32 over the golden ratio, odd.
+pub const TAG_MULTIPLIER: u32 = 0x9E37_79B1;
+
+/// The tag of every record in the page with this sequence number. Salted, so that text in a record cannot forge one;
+/// never 0, so that untouched memory never has it.
+#[must_use]
+pub fn tag(page_seq: u64, salt: u32) -> u32 {
+    ((page_seq as u32).wrapping_add(1).wrapping_mul(TAG_MULTIPLIER) ^ salt) | 1
+}
+
+/// How a column lies in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// An integer at natural alignment.
+    Int {
+        /// 8, 16, 32 or 64.
+        bits: u8,
+        /// Two's complement.
+        signed: bool,
+    },
+    /// A `u32` that stands for one of these names.
+    Enum(Vec<(String, u32)>),
+    /// Integers in a row, at an element's natural alignment.
+    Array {
+        /// Of an element.
+        bits: u8,
+        /// Of an element.
+        signed: bool,
+        /// How many.
+        count: u16,
+    },
+    /// Text in so many bytes, NUL-terminated where it is shorter.
+    Text {
+        /// Bytes.
+        bytes: u16,
+    },
+    /// Text of varying length with its NUL, 256 bytes at most, byte-aligned. Text that could not be read is
+    /// [`UNREADABLE`]; text that was cut ends in [`CUT`].
+    String,
+    /// A `u16` count, then that many integers, all byte-aligned, 256 bytes of them at most.
+    Sequence {
+        /// Of an element.
+        bits: u8,
+        /// Of an element.
+        signed: bool,
+    },
+}
+
+/// What is recorded for a text that could not be read.
+pub const UNREADABLE: &str = "(unreadable)";
+/// The end of a text that was longer than 255 bytes.
+pub const CUT: &str = "…";
+/// Bytes of a text of varying length, its NUL included, and of a sequence without its count.
+pub const VARYING_MAX_BYTES: usize = 256;
+
+/// A column's place in a record.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ColumnLayout {
+    /// Its name.
+    pub name: String,
+    /// How it lies there.
+    pub encoding: Encoding,
+    /// Bytes from the start of the record; `None` for those that vary, which follow each other after the fixed ones.
+    pub offset: Option<u16>,
+    /// Shown in hexadecimal.
+    pub hex: bool,
+}
+
+/// The layout of a kind of record: what CTF calls an event class.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RecordLayout {
+    /// From 1 to 65,535; unique in its pack.
+    pub id: u16,
+    /// `system:name`, which several layouts of one pack may share.
+    pub name: String,
+    /// The fixed columns in order, then the varying ones in order.
+    pub columns: Vec<ColumnLayout>,
+    /// Where the fixed part ends and the varying columns begin.
+    pub fixed_bytes: u16,
+    /// The most it can take, a multiple of [`record::ALIGN`].
+    pub max_bytes: u16,
+}
+
+/// A record that would not fit a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a record of {bytes} bytes is larger than a page holds, which is {}",
+    record::MAX_BYTES
+)]
+pub struct TooLarge {
+    /// What it would take.
+    pub bytes: usize,
+}
+
+impl Encoding {
+    /// How a value of that type is recorded.
+    #[must_use]
+    pub fn of(ty: Type) -> Encoding {
+        match ty {
+            Type::Int { bits, signed } => Encoding::Int { bits, signed },
+            Type::Bool => Encoding::Int {
+                bits: 8,
+                signed: false,
+            },
+            Type::Duration => Encoding::Int {
+                bits: 64,
+                signed: false,
+            },
+            Type::Text { capacity } if usize::from(capacity) < VARYING_MAX_BYTES => {
+                Encoding::Text { bytes: capacity }
+            }
+            Type::Text { .. } => Encoding::String,
+            Type::Array { bits, signed, count } => Encoding::Array { bits, signed, count },
+            Type::Sequence { bits, signed } => Encoding::Sequence { bits, signed },
+        }
+    }
+
+    /// Alignment and size in bytes; `None` for those that vary.
+    #[must_use]
+    pub fn fixed(&self) -> Option<(usize, usize)> {
+        match *self {
+            Encoding::Int { bits, .. } => Some((usize::from(bits / 8), usize::from(bits / 8))),
+            Encoding::Enum(_) => Some((4, 4)),
+            Encoding::Array { bits, count, .. } => {
+                Some((usize::from(bits / 8), usize::from(bits / 8) * usize::from(count)))
+            }
+            Encoding::Text { bytes } => Some((1, usize::from(bytes))),
+            Encoding::String | Encoding::Sequence { .. } => None,
+        }
+    }
+
+    /// The most it takes.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        match self {
+            Encoding::String => VARYING_MAX_BYTES,
+            Encoding::Sequence { .. } => 2 + VARYING_MAX_BYTES,
+            _ => self.fixed().map_or(0, |(_, bytes)| bytes),
+        }
+    }
+}
+
+impl RecordLayout {
+    /// Lays out the columns: fixed ones at natural alignment in their order, then those that vary.
+    ///
+    /// # Errors
+    /// [`TooLarge`] where they do not fit a page.
+    pub fn new(
+        id: u16,
+        name: &str,
+        columns: impl IntoIterator<Item = (String, Encoding, bool)>,
+    ) -> Result<Self, TooLarge> {
+        let (fixed, varying): (Vec<_>, Vec<_>) = columns
+            .into_iter()
+            .partition(|(_, encoding, _)| encoding.fixed().is_some());
+        let mut placed = Vec::with_capacity(fixed.len() + varying.len());
+        let mut at = record::FIELDS;
+        for (name, encoding, hex) in fixed {
+            let (align, bytes) = encoding.fixed().unwrap_or((1, 0));
+            at = at.next_multiple_of(align);
+            placed.push(ColumnLayout {
+                name,
+                encoding,
+                offset: u16::try_from(at).ok(),
+                hex,
+            });
+            at += bytes;
+        }
+        let fixed_bytes = at;
+        for (name, encoding, hex) in varying {
+            at += encoding.max_bytes();
+            placed.push(ColumnLayout {
+                name,
+                encoding,
+                offset: None,
+                hex,
+            });
+        }
+        let max_bytes = at.next_multiple_of(record::ALIGN);
+        if max_bytes > record::MAX_BYTES {
+            return Err(TooLarge { bytes: max_bytes });
+        }
+        Ok(RecordLayout {
+            id,
+            name: name.to_owned(),
+            columns: placed,
+            fixed_bytes: fixed_bytes as u16,
+            max_bytes: max_bytes as u16,
+        })
+    }
+
+    /// The layout of a plan's columns.
+    ///
+    /// # Errors
+    /// [`TooLarge`] where they do not fit a page.
+    pub fn of_columns(id: u16, name: &str, columns: &[Column]) -> Result<Self, TooLarge> {
+        Self::new(
+            id,
+            name,
+            columns
+                .iter()
+                .map(|c| (c.name.clone(), Encoding::of(c.value.ty), c.hex)),
+        )
+    }
+}

@@ -1,0 +1,2 @@
+//! Plans → eBPF programs and map contents.
+pub mod layout;

@@ -1,0 +1,16 @@
+//! The lkst rule language: text → [`plan::Plan`].
+//!
+//! ```text
+//! source ─parse→ ast ─resolve→ plan ─eval→ values (the reference the kernel must agree with)
+//!                  └── schema: what the kernel has ──┘
+//! ```
+//!
+//! **Architecture invariant:** no I/O, no clock, no kernel. Everything a stage needs is in its arguments, so the same
+//! text and the same schema always give the same plan.
+#![forbid(unsafe_code)]
+
+pub mod ast;
+pub mod diagnostic;
+pub mod plan;
+pub mod schema;
+pub mod source;
