@@ -79,6 +79,113 @@ pub mod head {
     pub const BYTES: usize = 64;
 }
 
+/// The control map: a header, then a block for each pack.
+pub mod control {
+    /// `u64 generation`: its lowest bit says which slot of every dispatcher is in force.
+    pub const GENERATION: u32 = 0;
+    /// `u32 tgid` of the agent, whose own events are skipped.
+    pub const SELF_TGID: u32 = 8;
+    /// Bytes before the first pack's block.
+    pub const HEADER_BYTES: u32 = 64;
+
+    /// In a block: the state word, see [`super::state`].
+    pub const STATE: u32 = 0;
+    /// In a block: `u64`, when recording returns to `main`; all ones where it does not.
+    pub const SWITCH_UNTIL: u32 = 8;
+    /// In a block: `u64` for each set, when it ends; all ones where it does not.
+    pub const SET_UNTIL: u32 = 64;
+    /// In a block: `u64` for each rule: its limit's window, start << 16 | count, the start in units of 1,024 ns.
+    pub const LIMITS: u32 = SET_UNTIL + 8 * super::state::SETS;
+
+    /// Bytes of the block of a pack with so many rules.
+    #[must_use]
+    pub fn block_bytes(rules: usize) -> u32 {
+        (LIMITS + 8 * rules as u32).next_multiple_of(64)
+    }
+}
+
+/// The bits of a state word.
+pub mod state {
+    /// How many sets: bits 0 to 39 say which are enabled.
+    pub const SETS: u32 = 40;
+    /// The lowest of three bits: the current buffer.
+    pub const CURRENT_SHIFT: u32 = 40;
+    /// How many buffers.
+    pub const BUFFERS: u32 = 8;
+    /// The lowest of eight bits: which buffers are kept.
+    pub const KEPT_SHIFT: u32 = 43;
+    /// The pack has stopped.
+    pub const STOPPED_SHIFT: u32 = 51;
+    /// The lowest of twelve bits: how often the word was changed.
+    pub const SEQUENCE_SHIFT: u32 = 52;
+
+    /// The current buffer.
+    #[must_use]
+    pub fn current(word: u64) -> usize {
+        (word >> CURRENT_SHIFT & 7) as usize
+    }
+
+    /// Whether a buffer is kept.
+    #[must_use]
+    pub fn is_kept(word: u64, buffer: usize) -> bool {
+        word >> KEPT_SHIFT >> buffer & 1 == 1
+    }
+
+    /// Whether the pack has stopped.
+    #[must_use]
+    pub fn is_stopped(word: u64) -> bool {
+        word >> STOPPED_SHIFT & 1 == 1
+    }
+
+    /// The word with another sequence number, as every change of it must have.
+    #[must_use]
+    pub fn bumped(word: u64) -> u64 {
+        word.wrapping_add(1 << SEQUENCE_SHIFT)
+    }
+}
+
+/// Counters, each a `u64`, in a run of bytes for each CPU.
+pub mod counter {
+    /// Of an event in a pack: records made.
+    pub const RECORDED: u32 = 0;
+    /// Of an event in a pack: records that found no room.
+    pub const LOST: u32 = 8;
+    /// Of an event in a pack: hits over a set's `max`.
+    pub const CAPPED: u32 = 16;
+    /// Of an event in a pack: texts that could not be read.
+    pub const UNREADABLE: u32 = 24;
+    /// Bytes of an event's counters.
+    pub const EVENT_BYTES: u32 = 32;
+
+    /// Of a rule: firings.
+    pub const FIRED: u32 = 0;
+    /// Of a rule: firings that its limit refused.
+    pub const LIMITED: u32 = 8;
+    /// Of a rule: switches to a buffer that is kept.
+    pub const REFUSED: u32 = 16;
+    /// Of a rule: firings whose change of the state was given up after too many tries.
+    pub const GIVEN_UP: u32 = 24;
+    /// Bytes of a rule's counters.
+    pub const RULE_BYTES: u32 = 32;
+
+    /// Of a capped set: `u64`, when its second began.
+    pub const CAP_START: u32 = 0;
+    /// Of a capped set: `u64`, records in this second.
+    pub const CAP_COUNT: u32 = 8;
+    /// Bytes of a capped set's cell.
+    pub const CAP_BYTES: u32 = 16;
+}
+
+/// What a firing tells the agent: a fixed head, then the firing's own record.
+pub mod notice {
+    /// `u32 pack`
+    pub const PACK: i16 = 0;
+    /// `u32 cpu`
+    pub const CPU: i16 = 4;
+    /// The record, cut to the largest that the program has.
+    pub const RECORD: i16 = 8;
+}
+
 /// The multiplier of [`tag`]: 2^32 over the golden ratio, odd.
 pub const TAG_MULTIPLIER: u32 = 0x9E37_79B1;
 

@@ -1,2 +1,16 @@
 //! Plans → eBPF programs and map contents.
+//!
+//! ```text
+//! Plan ─image→ sections ─lower→ asm → Code ─object→ ELF that aya loads
+//!        └──── layout: every offset ────┘
+//! ```
+//!
+//! **Architecture invariant:** no system calls. An image is a function of its plans and of what the kernel can do.
+#![forbid(unsafe_code)]
+
+pub mod asm;
+pub mod features;
+pub mod image;
 pub mod layout;
+pub mod lower;
+pub mod object;

@@ -354,3 +354,66 @@ pub enum TaskValue {
     /// The COMMAND of `lkst run`, or what it started.
     Traced,
 }
+
+impl Expr {
+    /// The expressions it is made of.
+    #[must_use]
+    pub fn children(&self) -> Vec<&Expr> {
+        match &self.node {
+            Node::Int(_) | Node::Text(_) | Node::Bool(_) | Node::Load(_) => Vec::new(),
+            Node::Negate(x) | Node::Complement(x) | Node::Not(x) => vec![x],
+            Node::InInts { value, .. } | Node::InTexts { value, .. } | Node::Like { value, .. } => {
+                vec![value]
+            }
+            Node::Str { pointer, .. } => vec![pointer],
+            Node::Binary { left, right, .. }
+            | Node::Compare { left, right, .. }
+            | Node::TextEqual { left, right, .. }
+            | Node::And(left, right)
+            | Node::Or(left, right) => vec![left, right],
+            Node::InRange { value, low, high, .. } => vec![value, low, high],
+        }
+    }
+
+    fn children_mut(&mut self) -> Vec<&mut Expr> {
+        match &mut self.node {
+            Node::Int(_) | Node::Text(_) | Node::Bool(_) | Node::Load(_) => Vec::new(),
+            Node::Negate(x) | Node::Complement(x) | Node::Not(x) => vec![x],
+            Node::InInts { value, .. } | Node::InTexts { value, .. } | Node::Like { value, .. } => {
+                vec![value]
+            }
+            Node::Str { pointer, .. } => vec![pointer],
+            Node::Binary { left, right, .. }
+            | Node::Compare { left, right, .. }
+            | Node::TextEqual { left, right, .. }
+            | Node::And(left, right)
+            | Node::Or(left, right) => vec![left, right],
+            Node::InRange { value, low, high, .. } => vec![value, low, high],
+        }
+    }
+
+    /// Every value of the hit that it reads, its own loads first.
+    pub fn loads<'e>(&'e self, found: &mut Vec<(&'e Load, Span)>) {
+        if let Node::Load(load) = &self.node {
+            found.push((load, self.span));
+        }
+        for child in self.children() {
+            child.loads(found);
+        }
+    }
+
+    /// Itself with every place forgotten, so that two that mean the same are equal.
+    #[must_use]
+    pub fn without_spans(&self) -> Expr {
+        let mut expr = self.clone();
+        expr.forget_spans();
+        expr
+    }
+
+    fn forget_spans(&mut self) {
+        self.span = Span::default();
+        for child in self.children_mut() {
+            child.forget_spans();
+        }
+    }
+}

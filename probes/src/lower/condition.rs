@@ -1,0 +1,199 @@
+//! Conditions: a boolean expression → a branch.
+//!
+//! In: an expression of type `bool`, the outcome that jumps, and where to. Out: instructions that fall through on
+//! the other outcome. Both sides of `and` and `or` are judged left to right, the right one only where it matters.
+
+use lkst_rules::ast::CompareOp;
+use lkst_rules::plan::{Expr, Node};
+use lkst_rules::schema::Type;
+
+use super::Emit;
+use super::value::constant;
+use crate::asm::{Cond, Label, Reg};
+
+fn condition(op: CompareOp, signed: bool) -> Cond {
+    match (op, signed) {
+        (CompareOp::Equal, _) => Cond::Eq,
+        (CompareOp::NotEqual, _) => Cond::Ne,
+        (CompareOp::Less, false) => Cond::Lt,
+        (CompareOp::Less, true) => Cond::Slt,
+        (CompareOp::LessEqual, false) => Cond::Le,
+        (CompareOp::LessEqual, true) => Cond::Sle,
+        (CompareOp::Greater, false) => Cond::Gt,
+        (CompareOp::Greater, true) => Cond::Sgt,
+        (CompareOp::GreaterEqual, false) => Cond::Ge,
+        (CompareOp::GreaterEqual, true) => Cond::Sge,
+    }
+}
+
+impl Emit<'_> {
+    /// Jumps to `target` where the expression is `truth`; falls through otherwise.
+    pub(crate) fn branch_if(&mut self, expr: &Expr, truth: bool, target: Label) {
+        let before = (self.clock, self.who);
+        self.branch_if_inner(expr, truth, target);
+        // A clock read inside a condition was read on some paths only.
+        if (self.clock, self.who) != before {
+            self.paths_meet();
+        }
+    }
+
+    fn branch_if_inner(&mut self, expr: &Expr, truth: bool, target: Label) {
+        match &expr.node {
+            Node::Bool(value) => {
+                if *value == truth {
+                    self.asm.jump(target);
+                }
+            }
+            Node::Not(inner) => self.branch_if(inner, !truth, target),
+            Node::And(left, right) => self.both(left, right, false, truth, target),
+            Node::Or(left, right) => self.both(left, right, true, truth, target),
+            Node::Compare {
+                op,
+                signed,
+                left,
+                right,
+            } => {
+                self.compare(*op, *signed, left, right, truth, target);
+            }
+            Node::InInts { value, list, negated } => {
+                self.in_ints(value, list, truth != *negated, target);
+            }
+            Node::InRange {
+                value,
+                low,
+                high,
+                signed,
+                negated,
+            } => {
+                let outside = self.asm.label();
+                let (below, above) = if *signed {
+                    (Cond::Slt, Cond::Sgt)
+                } else {
+                    (Cond::Lt, Cond::Gt)
+                };
+                let jump_inside = truth != *negated;
+                let miss = if jump_inside { outside } else { target };
+                self.pair(value, low);
+                self.asm.branch(below, Reg::R1, Reg::R2, miss);
+                // The value is computed again where `high` is not a constant; conditions have no side effects.
+                match constant(high) {
+                    Some(high) => self.asm.constant(Reg::R2, high),
+                    None => self.pair(value, high),
+                }
+                self.asm.branch(above, Reg::R1, Reg::R2, miss);
+                if jump_inside {
+                    self.asm.jump(target);
+                }
+                self.asm.bind(outside);
+            }
+            Node::TextEqual { .. } | Node::InTexts { .. } | Node::Like { .. } => {
+                self.text_condition(expr, truth, target);
+            }
+            _ => {
+                self.value(expr);
+                let cond = if truth { Cond::Ne } else { Cond::Eq };
+                self.asm.branch(cond, Reg::R1, 0, target);
+            }
+        }
+    }
+
+    /// `left and right`, or `left or right` where `either`.
+    fn both(&mut self, left: &Expr, right: &Expr, either: bool, truth: bool, target: Label) {
+        if truth == either {
+            self.branch_if(left, truth, target);
+            self.branch_if(right, truth, target);
+        } else {
+            let skip = self.asm.label();
+            self.branch_if(left, either, skip);
+            self.branch_if(right, truth, target);
+            self.asm.bind(skip);
+        }
+    }
+
+    fn compare(
+        &mut self,
+        op: CompareOp,
+        signed: bool,
+        left: &Expr,
+        right: &Expr,
+        truth: bool,
+        target: Label,
+    ) {
+        let mut cond = condition(op, signed);
+        if !truth {
+            cond = cond.inverse().unwrap_or(cond);
+        }
+        // A 32-bit field against a constant of its own range: no extension, a 32-bit comparison.
+        if let (
+            Node::Load(load),
+            Type::Int {
+                bits: 32,
+                signed: field_signed,
+            },
+        ) = (&left.node, left.ty)
+            && let Some(value) = constant(right)
+        {
+            let fits = if field_signed {
+                i32::try_from(value.cast_signed()).is_ok()
+            } else {
+                u32::try_from(value).is_ok()
+            };
+            if fits && (field_signed == signed || matches!(cond, Cond::Eq | Cond::Ne)) {
+                self.load(load, left.ty, true);
+                self.asm.branch32(cond, Reg::R1, value as u32 as i32, target);
+                return;
+            }
+        }
+        match constant(right).map(|value| i32::try_from(value.cast_signed())) {
+            Some(Ok(imm)) => {
+                self.value(left);
+                self.asm.branch(cond, Reg::R1, imm, target);
+            }
+            _ => {
+                self.pair(left, right);
+                self.asm.branch(cond, Reg::R1, Reg::R2, target);
+            }
+        }
+    }
+
+    fn in_ints(&mut self, value: &Expr, list: &[u64], truth: bool, target: Label) {
+        let mut list = list.to_vec();
+        list.sort_unstable();
+        self.value(value);
+        let no = self.asm.label();
+        let (hit, miss) = if truth { (target, no) } else { (no, target) };
+        self.search(&list, hit, miss);
+        self.asm.bind(no);
+    }
+
+    /// A search tree of immediates: R1 in `list` (ascending as unsigned) jumps to `hit`, otherwise to `miss`. Keeps
+    /// R1, uses R2.
+    fn search(&mut self, list: &[u64], hit: Label, miss: Label) {
+        if list.len() <= 4 {
+            for value in list {
+                self.branch_constant(Cond::Eq, *value, hit);
+            }
+            self.asm.jump(miss);
+            return;
+        }
+        let (low, high) = list.split_at(list.len() / 2);
+        let upper = self.asm.label();
+        if let Some(first) = high.first() {
+            self.branch_constant(Cond::Ge, *first, upper);
+        }
+        self.search(low, hit, miss);
+        self.asm.bind(upper);
+        self.search(high, hit, miss);
+    }
+
+    /// Compares R1 with a constant of any size.
+    fn branch_constant(&mut self, cond: Cond, value: u64, target: Label) {
+        match i32::try_from(value.cast_signed()) {
+            Ok(imm) => self.asm.branch(cond, Reg::R1, imm, target),
+            Err(_) => {
+                self.asm.constant(Reg::R2, value);
+                self.asm.branch(cond, Reg::R1, Reg::R2, target);
+            }
+        }
+    }
+}

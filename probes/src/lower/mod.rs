@@ -1,0 +1,390 @@
+//! Plans → the instructions of one event's program.
+//!
+//! In: for one event, each pack's wish (an [`EventPlan`]). Out: a [`Code`] that does, for each pack in turn, what
+//! the language page calls *record, decide, act*, on one reading of the pack's state and of the clock.
+//!
+//! ```text
+//! section of a pack:  state ─→ members: set, condition, sample, cap ─→ record.rs
+//!                           └→ rules: decide.rs ─→ fired? ─→ the full record, `lkst:fired`, act.rs
+//! ```
+//!
+//! `value.rs` computes integers, `text.rs` reads and compares text, `condition.rs` branches; all go through
+//! `field.rs`, the only file that knows where a field lies.
+//!
+//! **Registers.** R6 the context; R7 the state that this hit goes by; R8 its time, 0 while the clock was not read;
+//! R9 the record, or whatever a stage says; R1 to R5 and R0 hold nothing across a call of a method here unless it
+//! says so. The stack's slots are named in [`slot`].
+
+mod act;
+mod condition;
+mod decide;
+mod dispatch;
+mod field;
+mod record;
+mod section;
+mod text;
+mod value;
+
+pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
+pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
+
+use crate::asm::{Alu, Asm, AsmError, Cond, Helper, Label, MapRef, Reg, Size};
+use crate::features::Features;
+use crate::layout::{TooLarge, control};
+use lkst_rules::source::Span;
+
+/// How an event's program is attached, and where its fields are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `tp_btf`: the arguments themselves.
+    Typed,
+    /// `tracepoint`: the fields of the format file.
+    Classic,
+}
+
+/// Why a plan has no program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LowerError {
+    /// From the assembler.
+    #[error(transparent)]
+    Asm(#[from] AsmError),
+    /// A record is too large.
+    #[error("a record of `{event}` would take {bytes} bytes, and at most 4,000 fit")]
+    TooLarge {
+        /// The event.
+        event: String,
+        /// What it would take.
+        bytes: usize,
+        /// Where it was asked for.
+        span: Span,
+    },
+    /// The sets of a pack ask for too many different column lists of one event.
+    #[error(
+        "`{event}` is recorded with {lists} different lists of columns in one pack, and at most 4 are possible"
+    )]
+    TooManyLists {
+        /// The event.
+        event: String,
+        /// How many.
+        lists: usize,
+        /// Where one of them stands.
+        span: Span,
+    },
+    /// One rule needs what only the arguments give, another what only the format gives.
+    #[error(
+        "`{event}`: `{typed}` is reachable only through the event's arguments, and `{classic}` only through its format"
+    )]
+    TwoKinds {
+        /// The event.
+        event: String,
+        /// A value that only a typed program has.
+        typed: String,
+        /// A value that only a classic program has.
+        classic: String,
+        /// Where one of them stands.
+        span: Span,
+    },
+    /// An expression needs more intermediate values than the stack holds.
+    #[error("the expression is too deep: split it over several members or rules")]
+    TooDeep {
+        /// Where it was written.
+        span: Span,
+    },
+    /// More kinds of record than an identifier can number.
+    #[error("the pack has more than 65,535 kinds of record")]
+    TooManyLayouts,
+}
+
+impl LowerError {
+    /// From a layout's error.
+    #[must_use]
+    pub fn too_large(event: &str, span: Span, error: TooLarge) -> Self {
+        LowerError::TooLarge {
+            event: event.to_owned(),
+            bytes: error.bytes,
+            span,
+        }
+    }
+}
+
+/// Offsets from the frame pointer. The verifier allows 512 bytes.
+pub(crate) mod slot {
+    /// `u32` key of a map, and eight bytes to read into.
+    pub(crate) const KEY: i16 = -8;
+    /// `bpf_get_current_pid_tgid()`: the process in the upper half.
+    pub(crate) const WHO: i16 = -16;
+    /// This CPU, checked against the number of CPUs.
+    pub(crate) const CPU: i16 = -24;
+    /// Bytes of the record being made.
+    pub(crate) const LENGTH: i16 = -32;
+    /// Its position in the ring.
+    pub(crate) const AT: i16 = -40;
+    /// Its offset in its page; the verifier knows its bounds.
+    pub(crate) const OFFSET: i16 = -48;
+    /// Its word, without the id.
+    pub(crate) const WORD: i16 = -56;
+    /// `busy` of the head as found.
+    pub(crate) const OUTER: i16 = -64;
+    /// The head.
+    pub(crate) const HEAD: i16 = -72;
+    /// Its id, where records of one shape share their code.
+    pub(crate) const ID: i16 = -80;
+    /// Whether this pack has recorded this hit.
+    pub(crate) const RECORDED: i16 = -88;
+    /// Tries left of a bounded loop.
+    pub(crate) const TRIES: i16 = -96;
+    /// The frame of this program and CPU.
+    pub(crate) const FRAME: i16 = -104;
+    /// What came of a change: see `act.rs`.
+    pub(crate) const OUTCOME: i16 = -112;
+    /// The buffer left.
+    pub(crate) const FROM: i16 = -120;
+    /// The buffer asked for.
+    pub(crate) const TO: i16 = -128;
+    /// The counters of the event, where records of one shape share their code.
+    pub(crate) const COUNTERS: i16 = -136;
+    /// Lengths of texts that were read before the record was reserved, eight bytes each.
+    pub(crate) const LENGTHS: i16 = -144;
+    /// How many of them.
+    pub(crate) const LENGTHS_MAX: usize = 15;
+    /// Intermediate values, eight bytes each.
+    pub(crate) const TEMPS: i16 = LENGTHS - 8 * LENGTHS_MAX as i16;
+    /// How many of them.
+    pub(crate) const TEMPS_MAX: usize = 20;
+    /// The first byte of two short texts of 32 bytes.
+    pub(crate) const TEXTS: i16 = TEMPS - 8 * TEMPS_MAX as i16 - 64;
+    const _: () = assert!(TEXTS >= -512);
+}
+
+/// The scratch memory of a program on a CPU, beside the stack: the verifier forgets what lies there, which keeps it
+/// from following every combination of fired rules. A program does not nest in itself on a CPU, so nobody shares it.
+pub(crate) mod frame {
+    /// `u64`: the sets that the firings enable.
+    pub(crate) const ENABLE: i16 = 0;
+    /// `u64`: the sets that they disable.
+    pub(crate) const DISABLE: i16 = 8;
+    /// `u64`: 0, or 1 + the buffer of the first `switch`.
+    pub(crate) const SWITCH: i16 = 16;
+    /// `u64`: nanoseconds of its `for`, 0 where it has none.
+    pub(crate) const SWITCH_FOR: i16 = 24;
+    /// `u64`: 1 << `STOPPED_SHIFT` where a firing stops the pack.
+    pub(crate) const STOP: i16 = 32;
+    /// `u64`: 1 + the rule that asked for the switch, whose counters it belongs to.
+    pub(crate) const SWITCH_RULE: i16 = 40;
+    /// `u64` each: which triggers fired, one bit each.
+    pub(crate) const FIRED: i16 = 64;
+    /// Words of them.
+    pub(crate) const FIRED_WORDS: usize = 16;
+    /// Where texts begin.
+    pub(crate) const TEXTS: i16 = FIRED + 8 * FIRED_WORDS as i16;
+    /// Bytes of a text: 256, one more to see that it is cut, rounded up.
+    pub(crate) const TEXT_BYTES: i16 = 264;
+}
+
+/// Whether something was done on the way here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    No,
+    Maybe,
+    Yes,
+}
+
+/// The program being emitted.
+pub(crate) struct Emit<'a> {
+    pub(crate) asm: Asm,
+    pub(crate) features: &'a Features,
+    pub(crate) kind: Kind,
+    /// Plain loads where the schema allows them; otherwise every load is a probe read.
+    pub(crate) direct: bool,
+    /// Number of the program in the image, for its frame.
+    pub(crate) number: u16,
+    /// A program for system calls: skip those of 32-bit programs.
+    pub(crate) syscalls: bool,
+    /// Bytes of counters for a CPU.
+    pub(crate) counters_stride: u32,
+    /// Ends the program.
+    pub(crate) exit: Label,
+    pub(crate) clock: Known,
+    pub(crate) who: Known,
+    /// Bytes of the frame that are used.
+    pub(crate) frame_bytes: u32,
+    /// Intermediate values in use.
+    temps: usize,
+    /// The first expression that was too deep.
+    pub(crate) too_deep: Option<Span>,
+    /// Where unreadable texts are counted, if anywhere.
+    pub(crate) unreadable_counter: Option<u32>,
+}
+
+/// Bytes of a frame, each CPU's on cache lines of its own.
+pub(crate) const FRAME_STRIDE: u32 = 4544;
+const _: () = assert!(FRAME_STRIDE.is_multiple_of(64));
+const _: () = assert!(FRAME_STRIDE as usize >= frame::TEXTS as usize + 16 * frame::TEXT_BYTES as usize);
+
+impl<'a> Emit<'a> {
+    pub(crate) fn new(features: &'a Features, kind: Kind, direct: bool, number: u16, stride: u32) -> Self {
+        let mut asm = Asm::default();
+        let exit = asm.label();
+        Emit {
+            asm,
+            features,
+            kind,
+            direct,
+            number,
+            syscalls: false,
+            counters_stride: stride,
+            exit,
+            clock: Known::No,
+            who: Known::No,
+            frame_bytes: 0,
+            temps: 0,
+            too_deep: None,
+            unreadable_counter: None,
+        }
+    }
+
+    /// What every program begins with.
+    pub(crate) fn prologue(&mut self) {
+        self.asm.mov(Reg::R6, Reg::R1);
+        self.asm.mov(Reg::R8, 0);
+        self.asm.store_imm(Size::B8, Reg::R10, slot::WHO, 0);
+    }
+
+    /// What every program ends with.
+    pub(crate) fn epilogue(&mut self) {
+        let exit = self.exit;
+        self.asm.bind(exit);
+        self.asm.mov(Reg::R0, 0);
+        self.asm.exit();
+    }
+
+    /// Paths meet: what was done on some of them is no longer known.
+    pub(crate) fn paths_meet(&mut self) {
+        for known in [&mut self.clock, &mut self.who] {
+            *known = Known::Maybe;
+        }
+    }
+
+    /// R8 = the hit's time.
+    pub(crate) fn need_clock(&mut self) {
+        if self.clock == Known::Yes {
+            return;
+        }
+        let have = self.asm.label();
+        if self.clock == Known::Maybe {
+            self.asm.branch(Cond::Ne, Reg::R8, 0, have);
+        }
+        self.asm.call(Helper::KtimeGetBootNs);
+        self.asm.mov(Reg::R8, Reg::R0);
+        self.asm.bind(have);
+        self.clock = Known::Yes;
+    }
+
+    /// The slots `WHO` and `CPU` and the clock; leaves the program where the hit is a 32-bit system call.
+    pub(crate) fn need_who(&mut self) {
+        self.need_clock();
+        if self.who == Known::Yes {
+            return;
+        }
+        let have = self.asm.label();
+        if self.who == Known::Maybe {
+            self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::WHO);
+            self.asm.branch(Cond::Ne, Reg::R1, 0, have);
+        }
+        if self.syscalls
+            && let Some(path) = self.features.compat_status.clone()
+        {
+            self.load_path(&path, Size::B4);
+            let exit = self.exit;
+            self.asm.branch(Cond::Set, Reg::R1, 2, exit);
+        }
+        self.asm.call(Helper::GetCurrentPidTgid);
+        self.asm.store(Size::B8, Reg::R10, slot::WHO, Reg::R0);
+        self.cpu_in_r0();
+        self.asm.store(Size::B8, Reg::R10, slot::CPU, Reg::R0);
+        self.asm.bind(have);
+        self.who = Known::Yes;
+    }
+
+    /// R0 = this CPU, below the number of CPUs.
+    pub(crate) fn cpu_in_r0(&mut self) {
+        self.asm.call(Helper::GetSmpProcessorId);
+        let exit = self.exit;
+        self.asm
+            .branch(Cond::Ge, Reg::R0, self.features.cpus.cast_signed(), exit);
+    }
+
+    /// Jumps to `skip` where the hit is the agent's own. Needs `WHO`.
+    pub(crate) fn skip_own(&mut self, skip: Label) {
+        self.asm.map_value(Reg::R1, MapRef::Control, control::SELF_TGID);
+        self.asm.load(Size::B4, Reg::R1, Reg::R1, 0);
+        self.asm.load(Size::B4, Reg::R2, Reg::R10, slot::WHO + 4);
+        self.asm.branch(Cond::Eq, Reg::R1, Reg::R2, skip);
+    }
+
+    /// R1 = the address of a counter of this CPU. Needs `CPU`; uses R2.
+    pub(crate) fn counter_in_r1(&mut self, offset: u32) {
+        self.asm.map_value(Reg::R1, MapRef::Counters, offset);
+        self.this_cpu_of_r1();
+    }
+
+    /// R1 = this CPU's part of the counters at R1. Needs `CPU`; uses R2.
+    fn this_cpu_of_r1(&mut self) {
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::CPU);
+        self.asm
+            .alu(Alu::Mul, Reg::R2, self.counters_stride.cast_signed());
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+    }
+
+    /// Adds one to a counter of the event whose counters the slot `COUNTERS` names. As [`Emit::count`].
+    pub(crate) fn count_named(&mut self, counter: u32) {
+        self.asm.map_value(Reg::R1, MapRef::Counters, counter);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::COUNTERS);
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+        self.this_cpu_of_r1();
+        self.increment_r1();
+    }
+
+    /// Adds one to a counter that only this program writes on this CPU. Needs `CPU`; uses R1 and R2.
+    pub(crate) fn count(&mut self, offset: u32) {
+        self.counter_in_r1(offset);
+        self.increment_r1();
+    }
+
+    fn increment_r1(&mut self) {
+        self.asm.load(Size::B8, Reg::R2, Reg::R1, 0);
+        self.asm.alu(Alu::Add, Reg::R2, 1);
+        self.asm.store(Size::B8, Reg::R1, 0, Reg::R2);
+    }
+
+    /// Adds one to a counter that programs of several events write. Needs `CPU`; uses R1 and R2.
+    pub(crate) fn count_shared(&mut self, offset: u32) {
+        self.counter_in_r1(offset);
+        self.asm.mov(Reg::R2, 1);
+        self.asm.atomic_add(Reg::R1, 0, Reg::R2);
+    }
+
+    /// R1 = this CPU's frame. Uses R0 (on some kernels the CPU's number is a call).
+    pub(crate) fn frame_in_r1(&mut self) {
+        self.frame_bytes = FRAME_STRIDE;
+        self.cpu_in_r0();
+        self.asm.map_value(Reg::R1, MapRef::Frame(self.number), 0);
+        self.asm.alu(Alu::Mul, Reg::R0, FRAME_STRIDE.cast_signed());
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R0);
+    }
+
+    /// A slot for an intermediate value of the expression at `span`, until [`Emit::drop_temp`].
+    pub(crate) fn temp(&mut self, span: Span) -> i16 {
+        if self.temps >= slot::TEMPS_MAX {
+            self.too_deep.get_or_insert(span);
+        }
+        let at = self.temps.min(slot::TEMPS_MAX - 1);
+        self.temps += 1;
+        slot::TEMPS - 8 * at as i16
+    }
+
+    /// Gives the last slot back.
+    pub(crate) fn drop_temp(&mut self) {
+        self.temps = self.temps.saturating_sub(1);
+    }
+}

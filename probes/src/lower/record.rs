@@ -1,0 +1,455 @@
+//! Recording: reserve, fill, commit.
+//!
+//! In: a [`Record`]: a layout and where each column comes from. Out: instructions that write it into the pack's
+//! current buffer on this CPU, count it, and fall through; a record that finds no room is counted as lost.
+//!
+//! Interrupts and NMIs nest in a writer on the same CPU, a reader looks while it goes on, a crash stops it anywhere.
+//! Therefore: a place is taken by compare-and-exchange of `pos`; its word says *reserved* before anything else is
+//! written, and *committed* last; `busy` says where the outermost writer is, so that a nested one never laps into its
+//! page. The order of these stores is the protocol: do not change it without the stress test of the test crate.
+
+use lkst_rules::plan::{Expr, Load, Node, TaskValue};
+use lkst_rules::schema::{Place, Recipe};
+
+use super::field::size_of_bits;
+use super::section::PackEnv;
+use super::text::length_slot;
+use super::value::constant;
+use super::{Emit, Kind, slot};
+use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
+use crate::layout::{
+    Encoding, PAGE_BYTES, RecordLayout, TAG_MULTIPLIER, VARYING_MAX_BYTES, counter, head, page, record,
+};
+
+/// Where a column's value comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Value<'p> {
+    /// An expression over the hit.
+    Expr(&'p Expr),
+    /// A constant.
+    Constant(u64),
+    /// A slot of the stack.
+    Slot(i16),
+}
+
+/// A record to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Record<'p> {
+    /// Its layout.
+    pub(crate) layout: RecordLayout,
+    /// The values in the layout's order.
+    pub(crate) values: Vec<Value<'p>>,
+    /// The event's counters.
+    pub(crate) counters: u32,
+    /// The id lies in the slot `ID`: several events of one shape share this code.
+    pub(crate) shared: bool,
+}
+
+const PAGE: i32 = PAGE_BYTES as i32;
+const HEADER: i32 = page::HEADER_BYTES as i32;
+
+impl Emit<'_> {
+    /// Writes a record. Needs the clock and `WHO`. On success `then` is emitted with R9 = the committed record; R9 is
+    /// lost afterwards.
+    pub(crate) fn record(&mut self, pack: &PackEnv<'_>, record: &Record<'_>, then: impl FnOnce(&mut Self)) {
+        self.asm.note(format!("record {}", record.layout.name));
+        let [lost, done, fill] = std::array::from_fn(|_| self.asm.label());
+        self.prepare(record);
+        let length = self.length(record);
+        self.reserve(pack, record.layout.max_bytes, length, fill, lost);
+        self.asm.bind(fill);
+        self.asm.store(Size::B8, Reg::R9, record::TIME as i16, Reg::R8);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::WHO);
+        self.asm.store(Size::B4, Reg::R9, record::TID as i16, Reg::R1);
+        self.asm.alu(Alu::Rsh, Reg::R1, 32);
+        self.asm.store(Size::B4, Reg::R9, record::PID as i16, Reg::R1);
+        self.fill(record);
+        self.commit(record);
+        then(self);
+        self.asm.jump(done);
+        self.asm.bind(lost);
+        match record.shared {
+            true => self.count_named(counter::LOST),
+            false => self.count(record.counters + counter::LOST),
+        }
+        self.asm.bind(done);
+    }
+
+    /// Reads what varies in length, so that the record can be reserved at the length it needs.
+    fn prepare(&mut self, record: &Record<'_>) {
+        let varying = record
+            .layout
+            .columns
+            .iter()
+            .zip(&record.values)
+            .filter(|(c, _)| c.offset.is_none());
+        for (index, (column, value)) in varying.enumerate() {
+            let Value::Expr(expr) = value else { continue };
+            match column.encoding {
+                Encoding::Sequence { .. } => self.prepare_sequence(expr, index),
+                _ => self.prepare_text(expr, index),
+            }
+        }
+    }
+
+    /// The length slot = the bytes of a `__data_loc` array, cut to 256.
+    fn prepare_sequence(&mut self, expr: &Expr, index: usize) {
+        let fits = self.asm.label();
+        match place_of(expr, self.kind) {
+            Some(Place::DataLoc(offset) | Place::RelLoc(offset)) => {
+                self.asm.load(Size::B4, Reg::R1, Reg::R6, offset.cast_signed());
+                self.asm.alu(Alu::Rsh, Reg::R1, 16);
+                self.asm.branch(Cond::Le, Reg::R1, VARYING_MAX_BYTES as i32, fits);
+            }
+            _ => self.asm.mov(Reg::R1, 0),
+        }
+        self.asm.mov(
+            Reg::R1,
+            if place_of(expr, self.kind).is_some() {
+                VARYING_MAX_BYTES as i32
+            } else {
+                0
+            },
+        );
+        self.asm.bind(fits);
+        self.asm.store(Size::B8, Reg::R10, length_slot(index), Reg::R1);
+    }
+
+    /// The record's length: `Some` where it is constant, otherwise in the slot `LENGTH`.
+    fn length(&mut self, record: &Record<'_>) -> Option<i32> {
+        let varying = record.layout.columns.iter().filter(|c| c.offset.is_none());
+        let fixed = i32::from(record.layout.fixed_bytes);
+        let round = record::ALIGN as i32 - 1;
+        let mut any = false;
+        for (index, column) in varying.enumerate() {
+            let count = if matches!(column.encoding, Encoding::Sequence { .. }) {
+                2
+            } else {
+                0
+            };
+            self.asm.load(Size::B8, Reg::R2, Reg::R10, length_slot(index));
+            if any {
+                self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+            } else {
+                self.asm.mov(Reg::R1, Reg::R2);
+            }
+            if count > 0 {
+                self.asm.alu(Alu::Add, Reg::R1, count);
+            }
+            any = true;
+        }
+        if !any {
+            return Some((fixed + round) & !round);
+        }
+        self.asm.alu(Alu::Add, Reg::R1, fixed + round);
+        self.asm.alu(Alu::And, Reg::R1, !round);
+        self.asm.store(Size::B8, Reg::R10, slot::LENGTH, Reg::R1);
+        None
+    }
+
+    /// R9 = a reserved record of the current buffer, then to `fill`; or to `lost`.
+    fn reserve(&mut self, pack: &PackEnv<'_>, max: u16, length: Option<i32>, fill: Label, lost: Label) {
+        let labels: Vec<Label> = pack.pages.iter().map(|_| self.asm.label()).collect();
+        if pack.pages.len() > 1 {
+            self.asm.mov(Reg::R1, Reg::R7);
+            self.asm.alu(
+                Alu::Rsh,
+                Reg::R1,
+                crate::layout::state::CURRENT_SHIFT.cast_signed(),
+            );
+            self.asm.alu(Alu::And, Reg::R1, 7);
+            for (buffer, label) in labels.iter().enumerate().skip(1) {
+                self.asm.branch(Cond::Eq, Reg::R1, buffer as i32, *label);
+            }
+        }
+        for (buffer, (label, pages)) in labels.iter().zip(pack.pages).enumerate() {
+            self.asm.bind(*label);
+            self.reserve_in(pack.index, buffer as u8, *pages, max, length, lost);
+            if buffer + 1 < labels.len() {
+                self.asm.jump(fill);
+            }
+        }
+    }
+
+    /// Takes a place. R0 old position, R1 the record's, R2 its offset in the page, R3 a scratch, R4 `outer`,
+    /// R5 the head.
+    fn reserve_in(&mut self, pack: u16, buffer: u8, pages: u32, max: u16, length: Option<i32>, lost: Label) {
+        let [again, next_page, placed, nested, exchange, got] = std::array::from_fn(|_| self.asm.label());
+        self.asm.map_value(Reg::R5, MapRef::Heads { pack, buffer }, 0);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
+        self.asm
+            .alu(Alu::Lsh, Reg::R1, head::BYTES.trailing_zeros().cast_signed());
+        self.asm.alu(Alu::Add, Reg::R5, Reg::R1);
+        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
+        self.asm.load(Size::B8, Reg::R4, Reg::R5, head::BUSY as i16);
+
+        self.asm.bind(again);
+        self.asm.load(Size::B8, Reg::R0, Reg::R5, head::POS as i16);
+        self.asm.mov(Reg::R1, Reg::R0);
+        self.asm.mov(Reg::R2, Reg::R0);
+        self.asm.alu(Alu::And, Reg::R2, PAGE - 1);
+        self.asm.branch(Cond::Lt, Reg::R2, HEADER, next_page);
+        self.asm.branch(Cond::Le, Reg::R2, PAGE - i32::from(max), placed);
+        self.asm.bind(next_page);
+        self.asm.alu(Alu::Add, Reg::R1, PAGE - 1);
+        self.asm.alu(Alu::And, Reg::R1, -PAGE);
+        self.asm.alu(Alu::Add, Reg::R1, HEADER);
+        self.asm.mov(Reg::R2, HEADER);
+        self.asm.bind(placed);
+        self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+        self.asm.store(Size::B8, Reg::R10, slot::OFFSET, Reg::R2);
+        self.asm.branch(Cond::Ne, Reg::R4, 0, nested);
+        self.asm.mov(Reg::R3, Reg::R0);
+        self.asm.alu(Alu::Lsh, Reg::R3, 16);
+        match length {
+            Some(length) => self.asm.alu(Alu::Or, Reg::R3, length),
+            None => {
+                self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
+                self.asm.alu(Alu::Or, Reg::R3, Reg::R2);
+            }
+        }
+        self.asm.store(Size::B8, Reg::R5, head::BUSY as i16, Reg::R3);
+        self.asm.jump(exchange);
+
+        self.asm.bind(nested);
+        // Never into the interrupted writer's page.
+        self.asm.mov(Reg::R3, Reg::R1);
+        self.asm.alu(Alu::Rsh, Reg::R3, 12);
+        self.asm.mov(Reg::R2, Reg::R4);
+        self.asm.alu(Alu::Rsh, Reg::R2, 28);
+        self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
+        self.asm.branch(Cond::Lt, Reg::R3, pages.cast_signed(), exchange);
+        let no_room = self.asm.label();
+        self.asm.bind(no_room);
+        self.asm.load(Size::B8, Reg::R1, Reg::R5, head::LOST as i16);
+        self.asm.alu(Alu::Add, Reg::R1, 1);
+        self.asm.store(Size::B8, Reg::R5, head::LOST as i16, Reg::R1);
+        self.asm.branch(Cond::Ne, Reg::R4, 0, lost);
+        self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
+        self.asm.jump(lost);
+
+        self.asm.bind(exchange);
+        match length {
+            Some(length) => self.asm.alu(Alu::Add, Reg::R1, length),
+            None => {
+                self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
+                self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+            }
+        }
+        self.asm.mov(Reg::R3, Reg::R0);
+        self.asm.cmpxchg(Reg::R5, head::POS as i16, Reg::R1);
+        self.asm.branch(Cond::Eq, Reg::R0, Reg::R3, got);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::TRIES);
+        self.asm.alu(Alu::Sub, Reg::R1, 1);
+        self.asm.store(Size::B8, Reg::R10, slot::TRIES, Reg::R1);
+        self.asm.branch(Cond::Ne, Reg::R1, 0, again);
+        self.asm.jump(no_room);
+
+        self.asm.bind(got);
+        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R4);
+        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
+        self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
+        self.asm.alu(Alu::Rsh, Reg::R3, 12);
+        self.word(length);
+        self.page(pack, buffer, pages, lost);
+    }
+
+    /// The slot `WORD` = length and tag. R3 the page's sequence number, kept; R5 the head.
+    fn word(&mut self, length: Option<i32>) {
+        // As `layout::tag`.
+        self.asm.mov(Reg::R1, Reg::R3);
+        self.asm.alu32(Alu::Add, Reg::R1, 1);
+        self.asm.alu32(Alu::Mul, Reg::R1, TAG_MULTIPLIER.cast_signed());
+        self.asm.load(Size::B4, Reg::R2, Reg::R5, head::SALT as i16);
+        self.asm.alu32(Alu::Xor, Reg::R1, Reg::R2);
+        self.asm.alu32(Alu::Or, Reg::R1, 1);
+        self.asm.alu(Alu::Lsh, Reg::R1, 32);
+        match length {
+            Some(length) => self.asm.alu(Alu::Or, Reg::R1, length << 16),
+            None => {
+                self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
+                self.asm.alu(Alu::Lsh, Reg::R2, 16);
+                self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
+            }
+        }
+        self.asm.store(Size::B8, Reg::R10, slot::WORD, Reg::R1);
+    }
+
+    /// R9 = the record, its word saying *reserved*, its page's head saying which page it is. R3 the page's sequence
+    /// number.
+    fn page(&mut self, pack: u16, buffer: u8, pages: u32, lost: Label) {
+        let current = self.asm.label();
+        self.asm.mov(Reg::R9, Reg::R3);
+        match pages.is_power_of_two() {
+            true => self.asm.alu32(Alu::And, Reg::R3, pages.cast_signed() - 1),
+            false => self.asm.alu(Alu::Mod, Reg::R3, pages.cast_signed()),
+        }
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
+        self.asm.alu(Alu::Mul, Reg::R1, pages.cast_signed());
+        self.asm.alu(Alu::Add, Reg::R3, Reg::R1);
+        self.asm.store(Size::B4, Reg::R10, slot::KEY, Reg::R3);
+        self.asm.map(Reg::R1, MapRef::Pages { pack, buffer });
+        self.asm.mov(Reg::R2, Reg::R10);
+        self.asm.alu(Alu::Add, Reg::R2, i32::from(slot::KEY));
+        self.asm.call(Helper::MapLookupElem);
+        self.asm.branch(Cond::Eq, Reg::R0, 0, lost);
+        self.asm.mov(Reg::R1, Reg::R0);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::OFFSET);
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::WORD);
+        self.asm.store(Size::B8, Reg::R1, record::ID as i16, Reg::R2);
+        // Whoever comes first in a page; a nested writer writes the same.
+        self.asm.load(Size::B8, Reg::R2, Reg::R0, page::SEQ as i16);
+        self.asm.branch(Cond::Eq, Reg::R2, Reg::R9, current);
+        self.asm.store(Size::B8, Reg::R0, page::SEQ as i16, Reg::R9);
+        self.asm.bind(current);
+        self.asm.mov(Reg::R9, Reg::R1);
+    }
+
+    fn fill(&mut self, record: &Record<'_>) {
+        let fixed = record.layout.columns.iter().filter(|c| c.offset.is_some()).count();
+        for (index, (column, value)) in record.layout.columns.iter().zip(&record.values).enumerate() {
+            let Some(offset) = column.offset else {
+                if index == fixed {
+                    self.asm.mov(Reg::R1, Reg::R9);
+                    self.asm
+                        .alu(Alu::Add, Reg::R1, i32::from(record.layout.fixed_bytes));
+                    self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+                }
+                if let Value::Expr(expr) = value {
+                    self.fill_varying(&column.encoding, expr, index - fixed);
+                }
+                continue;
+            };
+            let offset = offset.cast_signed();
+            match (&column.encoding, value) {
+                (Encoding::Int { bits, .. }, value) => {
+                    self.fill_int(size_of_bits(*bits), value, offset);
+                }
+                (Encoding::Enum(_), value) => self.fill_int(Size::B4, value, offset),
+                (encoding, Value::Expr(expr)) => {
+                    let bytes = encoding.fixed().map_or(0, |(_, bytes)| bytes);
+                    self.fill_bytes(expr, bytes, offset);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn fill_int(&mut self, size: Size, value: &Value<'_>, offset: i16) {
+        match value {
+            Value::Constant(value) => self.asm.constant(Reg::R1, *value),
+            Value::Slot(at) => self.asm.load(Size::B8, Reg::R1, Reg::R10, *at),
+            Value::Expr(expr) => match (&expr.node, constant(expr)) {
+                (_, Some(value)) if i32::try_from(value.cast_signed()).is_ok() => {
+                    self.asm.store_imm(size, Reg::R9, offset, value as u32 as i32);
+                    return;
+                }
+                // What is stored is as wide as what is loaded, so its sign does not matter.
+                (Node::Load(load), _) => self.load(load, expr.ty, true),
+                _ => self.value(expr),
+            },
+        }
+        self.asm.store(size, Reg::R9, offset, Reg::R1);
+    }
+
+    /// A fixed array: word by word where it lies in the context, by a probe read elsewhere.
+    fn fill_bytes(&mut self, expr: &Expr, bytes: usize, offset: i16) {
+        if let Some(Place::At(from)) = place_of(expr, self.kind)
+            && bytes <= 64
+        {
+            let mut at = 0;
+            while at < bytes {
+                let place = usize::from(from) + at;
+                let width = [8, 4, 2, 1]
+                    .into_iter()
+                    .find(|w| *w <= bytes - at && place.is_multiple_of(*w))
+                    .unwrap_or(1);
+                let size = Size::of_bytes(width).unwrap_or(Size::B1);
+                self.asm.load(size, Reg::R1, Reg::R6, place as i16);
+                self.asm.store(size, Reg::R9, offset + at as i16, Reg::R1);
+                at += width;
+            }
+            return;
+        }
+        let (null, done) = (self.asm.label(), self.asm.label());
+        match (&expr.node, place_of(expr, self.kind)) {
+            (_, Some(place)) => self.place_address(place),
+            (
+                Node::Load(Load::Field {
+                    recipe: Some(Recipe::Path(path)),
+                    ..
+                }),
+                _,
+            )
+            | (Node::Load(Load::Task(TaskValue::Comm(path))), _) => self.address_of_path(path, null),
+            _ => self.asm.jump(null),
+        }
+        self.asm.mov(Reg::R1, Reg::R9);
+        self.asm.alu(Alu::Add, Reg::R1, i32::from(offset));
+        self.asm.mov(Reg::R2, bytes as i32);
+        // Where it fails the kernel fills the destination with zeros.
+        self.asm.call(Helper::ProbeReadKernel);
+        self.asm.jump(done);
+        self.asm.bind(null);
+        for at in 0..bytes {
+            self.asm.store_imm(Size::B1, Reg::R9, offset + at as i16, 0);
+        }
+        self.asm.bind(done);
+    }
+
+    /// A varying column at the cursor, which lies in the slot `AT`.
+    fn fill_varying(&mut self, encoding: &Encoding, expr: &Expr, index: usize) {
+        if let Encoding::Sequence { bits, .. } = encoding {
+            self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AT);
+            self.asm.load(Size::B8, Reg::R2, Reg::R10, length_slot(index));
+            self.asm
+                .alu(Alu::Rsh, Reg::R2, (bits / 8).trailing_zeros().cast_signed());
+            self.asm.store(Size::B2, Reg::R1, 0, Reg::R2);
+            self.asm.alu(Alu::Add, Reg::R1, 2);
+            self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+            match place_of(expr, self.kind) {
+                Some(place) => self.place_address(place),
+                None => self.asm.mov(Reg::R3, 0),
+            }
+        } else {
+            self.prepared_text_in_r3(index);
+        }
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AT);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, length_slot(index));
+        self.asm.call(Helper::ProbeReadKernel);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AT);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, length_slot(index));
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
+        self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+    }
+
+    fn commit(&mut self, record: &Record<'_>) {
+        let nested = self.asm.label();
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::WORD);
+        if record.shared {
+            self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::ID);
+            self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
+        } else {
+            self.asm.alu(Alu::Or, Reg::R1, i32::from(record.layout.id));
+        }
+        self.asm.store(Size::B8, Reg::R9, record::ID as i16, Reg::R1);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::OUTER);
+        self.asm.branch(Cond::Ne, Reg::R1, 0, nested);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::HEAD);
+        self.asm.store_imm(Size::B8, Reg::R1, head::BUSY as i16, 0);
+        self.asm.bind(nested);
+        match record.shared {
+            true => self.count_named(counter::RECORDED),
+            false => self.count(record.counters + counter::RECORDED),
+        }
+    }
+}
+
+/// Where a field lies in a classic program's context.
+fn place_of(expr: &Expr, kind: Kind) -> Option<Place> {
+    match (&expr.node, kind) {
+        (Node::Load(Load::Field { place, .. }), Kind::Classic) => *place,
+        _ => None,
+    }
+}
