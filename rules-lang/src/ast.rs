@@ -14,6 +14,8 @@ pub struct File {
     pub language: Option<Spanned<u64>>,
     /// The items in file order. Items with a syntax error are left out (and were reported).
     pub items: Vec<Item>,
+    /// What the items that were left out would have been called, so that a name is not said to be unknown as well.
+    pub broken: Vec<String>,
 }
 
 /// A top-level item.
@@ -550,6 +552,33 @@ pub enum BinaryOp {
 }
 
 impl BinaryOp {
+    /// Each of them, the loosest first.
+    pub const ALL: [BinaryOp; 10] = [
+        BinaryOp::Or,
+        BinaryOp::Xor,
+        BinaryOp::And,
+        BinaryOp::ShiftLeft,
+        BinaryOp::ShiftRight,
+        BinaryOp::Add,
+        BinaryOp::Subtract,
+        BinaryOp::Multiply,
+        BinaryOp::Divide,
+        BinaryOp::Remainder,
+    ];
+
+    /// How tightly it binds: the higher, the tighter. Equal levels group from left to right.
+    #[must_use]
+    pub fn level(self) -> u8 {
+        match self {
+            BinaryOp::Or => 0,
+            BinaryOp::Xor => 1,
+            BinaryOp::And => 2,
+            BinaryOp::ShiftLeft | BinaryOp::ShiftRight => 3,
+            BinaryOp::Add | BinaryOp::Subtract => 4,
+            BinaryOp::Multiply | BinaryOp::Divide | BinaryOp::Remainder => 5,
+        }
+    }
+
     /// As it is written.
     #[must_use]
     pub fn symbol(self) -> &'static str {

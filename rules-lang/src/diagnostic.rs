@@ -1,12 +1,16 @@
 //! Diagnostics are data: a stable code, a message, labelled places, help. Rendering is a separate step.
 //!
 //! In: every stage pushes into one [`Diagnostics`] and goes on, so that a user sees all that is wrong at once.
-//! Out: [`render`] for people, the fields themselves for `--json`.
+//! Out: [`render`] for people, [`to_json`] for machines.
 //!
 //! Messages are lowercase, without a full stop, with backticks around what the user wrote, in words of the rule
 //! language only. Codes are append-only: a code is never given a second meaning.
 
-use crate::source::{Source, Span};
+mod render;
+
+pub use render::{render, to_json};
+
+use crate::source::Span;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -122,12 +126,4 @@ impl Diagnostics {
             )
         });
     }
-}
-
-/// The diagnostics as text for people, each with its lines and underlined parts. Control characters of the source are
-/// shown, never sent to the terminal.
-#[must_use]
-pub fn render(diagnostics: &Diagnostics, sources: &[Source], colour: bool) -> String {
-    let _ = (diagnostics, sources, colour);
-    String::new()
 }

@@ -10,7 +10,11 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+pub mod codes;
 pub mod diagnostic;
+pub mod nearest;
+pub mod parse;
 pub mod plan;
+pub mod print;
 pub mod schema;
 pub mod source;

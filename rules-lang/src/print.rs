@@ -1,0 +1,612 @@
+//! [`ast`] → rule text, in the one canonical form.
+//!
+//! In: a tree. Out: text that parses to the same tree, places aside, with no more parentheses than that needs. Comments
+//! are not in the tree, so they are not in the text.
+
+use std::fmt::{self, Display, Formatter, Write as _};
+
+use crate::ast::{
+    Action, ActionKind, Buffer, Column, Columns, End, EventSource, Expectation, Expr, ExprKind, File, Guard,
+    Item, Limit, Member, Moment, NotifyPiece, Param, Pattern, Rule, Set, SpanItem, Stack, Step, Test,
+    Trigger, UnaryOp, Window,
+};
+use crate::parse::literal::{duration_text, size_text};
+use crate::source::{Name, Spanned};
+
+/// The canonical text of a file.
+#[must_use]
+pub fn print(file: &File) -> String {
+    let mut out = String::new();
+    // Writing into a `String` does not fail.
+    let _ = write!(out, "{}", Printed(file));
+    out
+}
+
+/// The canonical text of an expression.
+#[must_use]
+pub fn print_expression(expr: &Expr) -> String {
+    At(expr, Level::OR).to_string()
+}
+
+/// Something in its canonical form.
+struct Printed<T>(T);
+
+impl Display for Printed<&File> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        let mut gap = |f: &mut Formatter<'_>| {
+            if std::mem::take(&mut first) {
+                Ok(())
+            } else {
+                f.write_char('\n')
+            }
+        };
+        if let Some(language) = &self.0.language {
+            gap(f)?;
+            writeln!(f, "language {}", language.value)?;
+        }
+        for item in &self.0.items {
+            gap(f)?;
+            match item {
+                Item::Param(param) => writeln!(f, "{}", Printed(param))?,
+                Item::Set(set) => write!(f, "{}", Printed(set))?,
+                Item::Span(span) => write!(f, "{}", Printed(span))?,
+                Item::Buffer(buffer) => write!(f, "{}", Printed(buffer))?,
+                Item::Budget(budget) => writeln!(f, "budget {} %", Percent(budget.ppm.value))?,
+                Item::Start(start) => writeln!(f, "start with {}", Names(&start.sets))?,
+                Item::Rule(rule) => write!(f, "{}", Printed(rule))?,
+                Item::Test(test) => write!(f, "{}", Printed(test))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for Printed<&Param> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "param {} = {}",
+            self.0.name.value,
+            At(&self.0.value, Level::OR)
+        )
+    }
+}
+
+impl Display for Printed<&Set> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "set {}", self.0.name.value)?;
+        if let Some(max) = &self.0.max_per_s {
+            write!(f, " max {}/s", max.value)?;
+        }
+        if self.0.members.is_empty() {
+            return f.write_str(" {}\n");
+        }
+        f.write_str(" {\n")?;
+        for member in &self.0.members {
+            writeln!(f, "  {}", Printed(member))?;
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Printed<&Member> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Member {
+            source,
+            except,
+            with,
+            sample,
+            record,
+            span: _,
+        } = self.0;
+        write!(f, "{}", Printed(source))?;
+        for pattern in except {
+            write!(f, " except {}", Printed(pattern))?;
+        }
+        write!(f, "{}", With(with.as_ref()))?;
+        if let Some(sample) = sample {
+            write!(f, " sample 1/{}", sample.value)?;
+        }
+        match record {
+            None => Ok(()),
+            Some(Columns::Nothing(_)) => f.write_str(" record nothing"),
+            Some(Columns::List(columns)) => {
+                f.write_str(" record ")?;
+                separated(f, columns.iter().map(Printed))
+            }
+        }
+    }
+}
+
+impl Display for Printed<&Column> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Column::Stack(stack) => write!(f, "{}", Printed(stack)),
+            Column::Value { expr, name } => {
+                write!(f, "{}", At(expr, Level::OR))?;
+                name.iter().try_for_each(|name| write!(f, " as {}", name.value))
+            }
+        }
+    }
+}
+
+impl Display for Printed<&Stack> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.user { "stack user" } else { "stack kernel" })
+    }
+}
+
+impl Display for Printed<&EventSource> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            EventSource::Events { pattern, optional } => {
+                write!(f, "{}{}", Printed(pattern), if *optional { "?" } else { "" })
+            }
+            EventSource::Span(name) => write!(f, "span {}", name.value),
+        }
+    }
+}
+
+impl Display for Printed<&Pattern> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0.system, self.0.event)
+    }
+}
+
+impl Display for Printed<&SpanItem> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "span {} {{", self.0.name.value)?;
+        for (word, ends) in [("from", &self.0.from), ("to", &self.0.to)] {
+            for End {
+                pattern,
+                optional,
+                with,
+                by,
+                span: _,
+            } in ends
+            {
+                let mark = if *optional { "?" } else { "" };
+                writeln!(
+                    f,
+                    "  {word} {}{mark}{}{}",
+                    Printed(pattern),
+                    With(with.as_ref()),
+                    By(by)
+                )?;
+            }
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Printed<&Buffer> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "buffer {} {{", self.0.name.value)?;
+        for size in &self.0.sizes {
+            write!(f, " size = {}", size_text(size.value))?;
+        }
+        for stream in &self.0.streams {
+            write!(f, " mode = {}", if stream.value { "stream" } else { "overwrite" })?;
+        }
+        f.write_str(if self.0.sizes.is_empty() && self.0.streams.is_empty() {
+            "}\n"
+        } else {
+            " }\n"
+        })
+    }
+}
+
+impl Display for Printed<&Rule> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "rule {} {{", self.0.name.value)?;
+        for trigger in &self.0.triggers {
+            writeln!(f, "  {}", Printed(trigger))?;
+        }
+        match &self.0.window {
+            None => {}
+            Some(Window::Repeated {
+                times,
+                in_ns,
+                by,
+                span: _,
+            }) => {
+                writeln!(f, "  repeated {} in {}{}", times.value, Time(in_ns), By(by))?;
+            }
+            Some(Window::Total {
+                value,
+                over,
+                in_ns,
+                by,
+                span: _,
+            }) => {
+                let (value, over) = (At(value, Level::OR), At(over, Level::BITS));
+                writeln!(f, "  total {value} over {over} in {}{}", Time(in_ns), By(by))?;
+            }
+        }
+        if let Some(guard) = &self.0.guard {
+            writeln!(f, "  while {}", At(guard, Level::OR))?;
+        }
+        for (at, action) in self.0.actions.iter().enumerate() {
+            writeln!(
+                f,
+                "  {} {}",
+                if at == 0 { "then" } else { "    " },
+                Printed(action)
+            )?;
+        }
+        match &self.0.limit {
+            None => {}
+            Some(Limit::Per {
+                count,
+                window_ns,
+                by,
+                span: _,
+            }) => {
+                writeln!(f, "  limit {} per {}{}", count.value, Time(window_ns), By(by))?;
+            }
+            Some(Limit::Once { by, span: _ }) => writeln!(f, "  once{}", By(by))?,
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Printed<&Trigger> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Trigger::Event {
+                source,
+                with,
+                span: _,
+            } => {
+                write!(f, "when {}{}", Printed(source), With(with.as_ref()))
+            }
+            Trigger::Open {
+                name,
+                for_ns,
+                with,
+                span: _,
+            } => {
+                write!(
+                    f,
+                    "when span {} open for {}{}",
+                    name.value,
+                    Time(for_ns),
+                    With(with.as_ref())
+                )
+            }
+            Trigger::No {
+                pattern,
+                for_ns,
+                span: _,
+            } => {
+                write!(f, "when no {} for {}", Printed(pattern), Time(for_ns))
+            }
+        }
+    }
+}
+
+impl Display for Printed<&Action> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let lasting = |f: &mut Formatter<'_>, word: &str, time: &Option<Spanned<u64>>| {
+            time.iter()
+                .try_for_each(|time| write!(f, " {word} {}", Time(time)))
+        };
+        match &self.0.kind {
+            ActionKind::Enable { sets, for_ns } => {
+                write!(f, "enable {}", Names(sets))?;
+                lasting(f, "for", for_ns)
+            }
+            ActionKind::Disable { sets } => write!(f, "disable {}", Names(sets)),
+            ActionKind::Switch { buffer, for_ns } => {
+                write!(f, "switch buffer {}", buffer.value)?;
+                lasting(f, "for", for_ns)
+            }
+            ActionKind::Save { after_ns } => {
+                f.write_str("save")?;
+                lasting(f, "after", after_ns)
+            }
+            ActionKind::Notify { pieces } => {
+                let mut text = String::new();
+                for piece in pieces {
+                    match piece {
+                        NotifyPiece::Text(plain) => {
+                            text.push_str(&plain.replace('{', "{{").replace('}', "}}"));
+                        }
+                        NotifyPiece::Value(value) => write!(text, "{{{}}}", At(value, Level::OR))?,
+                    }
+                }
+                write!(f, "notify {}", Quoted(&text))
+            }
+            ActionKind::Count { name, by } => write!(f, "count {}{}", name.value, By(by)),
+            ActionKind::Measure { name, value, by } => {
+                write!(f, "measure {} = {}{}", name.value, At(value, Level::OR), By(by))
+            }
+            ActionKind::Stack(stack) => write!(f, "{}", Printed(stack)),
+            ActionKind::Stop => f.write_str("stop"),
+        }
+    }
+}
+
+impl Display for Printed<&Test> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "test {} {{", Quoted(&self.0.title.value))?;
+        for param in &self.0.params {
+            writeln!(f, "  {}", Printed(param))?;
+        }
+        for Moment {
+            at_ns,
+            steps,
+            span: _,
+        } in &self.0.moments
+        {
+            if steps.is_empty() {
+                writeln!(f, "  at {} {{}}", Time(at_ns))?;
+                continue;
+            }
+            writeln!(f, "  at {} {{", Time(at_ns))?;
+            for step in steps {
+                writeln!(f, "    {}", Printed(step))?;
+            }
+            f.write_str("  }\n")?;
+        }
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Printed<&Step> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Step::Hit {
+                pattern,
+                values,
+                span: _,
+            } if values.is_empty() => write!(f, "{} {{}}", Printed(pattern)),
+            Step::Hit {
+                pattern,
+                values,
+                span: _,
+            } => {
+                write!(f, "{} {{ ", Printed(pattern))?;
+                separated(f, values.iter().map(Printed))?;
+                f.write_str(" }")
+            }
+            Step::Expect {
+                negated,
+                what,
+                span: _,
+            } => {
+                write!(f, "expect {}", if *negated { "not " } else { "" })?;
+                match what {
+                    Expectation::Fired { rule, times } => {
+                        write!(f, "fired {}", rule.value)?;
+                        times
+                            .iter()
+                            .try_for_each(|times| write!(f, " {} times", times.value))
+                    }
+                    Expectation::Enabled(name) => write!(f, "enabled {}", name.value),
+                    Expectation::Buffer(name) => write!(f, "buffer {}", name.value),
+                    Expectation::Kept(name) => write!(f, "kept {}", name.value),
+                    Expectation::Recorded(source) => write!(f, "recorded {}", Printed(source)),
+                }
+            }
+        }
+    }
+}
+
+impl Display for Printed<&(Name, Expr)> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.0.0.value, At(&self.0.1, Level::OR))
+    }
+}
+
+/// `with EXPR`, with a blank before, where there is one.
+struct With<'a>(Option<&'a Expr>);
+
+impl Display for With<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|with| write!(f, " with {}", At(*with, Level::OR)))
+    }
+}
+
+/// `by EXPR, …`, with a blank before, where there is one.
+struct By<'a>(&'a [Expr]);
+
+impl Display for By<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        f.write_str(" by ")?;
+        separated(f, self.0.iter().map(|key| At(key, Level::OR)))
+    }
+}
+
+struct Names<'a>(&'a [Name]);
+
+impl Display for Names<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        separated(f, self.0.iter().map(|name| &name.value))
+    }
+}
+
+struct Time<'a>(&'a Spanned<u64>);
+
+impl Display for Time<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&duration_text(self.0.value))
+    }
+}
+
+/// Millionths as percent: 25,000 is `2.5`.
+struct Percent(u64);
+
+impl Display for Percent {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let digits = format!("{}.{:04}", self.0 / 10_000, self.0 % 10_000);
+        f.write_str(digits.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+/// A string with its quotes and escapes.
+struct Quoted<'a>(&'a str);
+
+impl Display for Quoted<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for ch in self.0.chars() {
+            match ch {
+                '"' => f.write_str("\\\"")?,
+                '\\' => f.write_str("\\\\")?,
+                '\n' => f.write_str("\\n")?,
+                '\t' => f.write_str("\\t")?,
+                other => f.write_char(other)?,
+            }
+        }
+        f.write_char('"')
+    }
+}
+
+fn separated(f: &mut Formatter<'_>, parts: impl IntoIterator<Item = impl Display>) -> fmt::Result {
+    for (at, part) in parts.into_iter().enumerate() {
+        write!(f, "{}{part}", if at == 0 { "" } else { ", " })?;
+    }
+    Ok(())
+}
+
+/// How tightly something binds: the higher, the tighter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Level(u8);
+
+impl Level {
+    const OR: Level = Level(0);
+    const AND: Level = Level(1);
+    const NOT: Level = Level(2);
+    const COMPARE: Level = Level(3);
+    /// The loosest of `| ^ & << >> + - * / %`.
+    const BITS: Level = Level(4);
+    const UNARY: Level = Level(10);
+    const POSTFIX: Level = Level(11);
+
+    fn tighter(self) -> Level {
+        Level(self.0 + 1)
+    }
+}
+
+/// Something at a place that takes what binds at least so tightly: looser things get parentheses.
+struct At<T>(T, Level);
+
+impl Display for At<&Expr> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let At(expr, least) = *self;
+        let own = level(expr, least);
+        if own < least {
+            return write!(f, "({})", At(expr, Level::OR));
+        }
+        let not = |negated: &bool| if *negated { "not " } else { "" };
+        match &expr.kind {
+            ExprKind::Int(value) => write!(f, "{value}"),
+            ExprKind::Duration(nanoseconds) => f.write_str(&duration_text(*nanoseconds)),
+            ExprKind::Size(bytes) => f.write_str(&size_text(*bytes)),
+            ExprKind::Text(text) => write!(f, "{}", Quoted(text)),
+            ExprKind::Bool(value) => write!(f, "{value}"),
+            ExprKind::Name(name) => f.write_str(name),
+            ExprKind::Member(base, name) => write!(f, "{}.{}", At(&**base, Level::POSTFIX), name.value),
+            ExprKind::Index(base, index) => write!(f, "{}[{}]", At(&**base, Level::POSTFIX), index.value),
+            ExprKind::Call(name, arguments) => {
+                write!(f, "{}(", name.value)?;
+                separated(f, arguments.iter().map(|each| At(each, Level::OR)))?;
+                f.write_char(')')
+            }
+            ExprKind::Unary(operator, operand) => {
+                let sign = match operator {
+                    UnaryOp::Negate => "-",
+                    UnaryOp::Complement => "~",
+                    UnaryOp::Not if own == Level::NOT => "not ",
+                    UnaryOp::Not => "!",
+                };
+                write!(f, "{sign}{}", At(&**operand, own))
+            }
+            ExprKind::Binary(operator, left, right) => {
+                let (left, right) = (At(&**left, own), At(&**right, own.tighter()));
+                write!(f, "{left} {} {right}", operator.symbol())
+            }
+            ExprKind::Compare(operator, left, right) => {
+                let (left, right) = (At(&**left, Level::BITS), At(&**right, Level::BITS));
+                write!(f, "{left} {} {right}", operator.symbol())
+            }
+            ExprKind::InList { value, negated, list } => {
+                write!(f, "{} {}in {{ ", At(&**value, Level::BITS), not(negated))?;
+                separated(f, list.iter().map(|each| At(each, Level::OR)))?;
+                f.write_str(" }")
+            }
+            ExprKind::InRange {
+                value,
+                negated,
+                low,
+                high,
+            } => {
+                let (value, low) = (At(&**value, Level::BITS), At(&**low, Level::BITS));
+                write!(f, "{value} {}in {low}", not(negated))?;
+                high.iter()
+                    .try_for_each(|high| write!(f, " .. {}", At(&**high, Level::BITS)))
+            }
+            ExprKind::Like {
+                value,
+                negated,
+                pattern,
+            } => {
+                let value = At(&**value, Level::BITS);
+                write!(f, "{value} {}like {}", not(negated), Quoted(&pattern.value))
+            }
+            ExprKind::And(left, right) => {
+                write!(f, "{} and {}", At(&**left, Level::AND), At(&**right, Level::NOT))
+            }
+            ExprKind::Or(left, right) => {
+                write!(f, "{} or {}", At(&**left, Level::OR), At(&**right, Level::AND))
+            }
+        }
+    }
+}
+
+/// How tightly an expression binds at a place that takes at least `least`: a negation is written `not` or `!`.
+fn level(expr: &Expr, least: Level) -> Level {
+    match &expr.kind {
+        ExprKind::Or(..) => Level::OR,
+        ExprKind::And(..) => Level::AND,
+        ExprKind::Unary(UnaryOp::Not, _) if least <= Level::NOT => Level::NOT,
+        ExprKind::Unary(..) => Level::UNARY,
+        ExprKind::Compare(..)
+        | ExprKind::InList { .. }
+        | ExprKind::InRange { .. }
+        | ExprKind::Like { .. } => Level::COMPARE,
+        ExprKind::Binary(operator, ..) => Level(Level::BITS.0 + operator.level()),
+        _ => Level::POSTFIX,
+    }
+}
+
+impl Display for At<&Guard> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let At(guard, least) = *self;
+        let own = match guard {
+            Guard::Or(..) => Level::OR,
+            Guard::And(..) => Level::AND,
+            Guard::Not(_) | Guard::Set(_) => Level::NOT,
+        };
+        if own < least {
+            return write!(f, "({})", At(guard, Level::OR));
+        }
+        match guard {
+            Guard::Set(name) => f.write_str(&name.value),
+            Guard::Not(inner) => write!(f, "not {}", At(&**inner, Level::NOT)),
+            Guard::And(left, right) => {
+                write!(f, "{} and {}", At(&**left, Level::AND), At(&**right, Level::NOT))
+            }
+            Guard::Or(left, right) => {
+                write!(f, "{} or {}", At(&**left, Level::OR), At(&**right, Level::AND))
+            }
+        }
+    }
+}
