@@ -1,1 +1,3 @@
-//! x
+//! The agent and command `lkst`: rules in, kernel programs loaded and attached, traces out.
+pub mod command;
+pub mod kernel;

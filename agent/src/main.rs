@@ -1,2 +1,2 @@
-//! x
+//! The command `lkst`.
 fn main() {}

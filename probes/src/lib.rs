@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod asm;
+pub mod catalogue;
 pub mod features;
 pub mod image;
 pub mod layout;

@@ -1,1 +1,25 @@
 //! Shared helpers of the test suites.
+
+use lkst::kernel::schema::KernelSchema;
+
+/// The schema of this kernel, or `None`, said aloud, where it cannot be read; with `LKST_REQUIRE_KERNEL=1` that is an
+/// error.
+///
+/// # Errors
+/// Why there is no schema, where one is required.
+pub fn kernel_schema(test: &str) -> anyhow::Result<Option<KernelSchema>> {
+    let required = std::env::var_os("LKST_REQUIRE_KERNEL").is_some_and(|value| value == "1");
+    match KernelSchema::of_this_kernel() {
+        Ok(schema) if schema.btf().is_some() => Ok(Some(schema)),
+        Ok(_) if required => anyhow::bail!("this kernel has no BTF"),
+        Err(error) if required => Err(error.into()),
+        Ok(_) => {
+            eprintln!("{test}: skipped: this kernel has no BTF");
+            Ok(None)
+        }
+        Err(error) => {
+            eprintln!("{test}: skipped: {error}");
+            Ok(None)
+        }
+    }
+}

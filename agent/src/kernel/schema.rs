@@ -1,0 +1,492 @@
+//! What rules may name on the running kernel: the [`Schema`] of tracefs, BTF and the catalogue.
+//!
+//! In: a [`Tracefs`], and BTF where the kernel has it. Out: events, their fields, arguments, types and symbols.
+//!
+//! A kernel has 2,300 events and a pack names ten: only the names are read at once (6 ms), an event's format when it
+//! is asked for, and the index of enumerators (4 ms) with the first one that is looked up. It is made for a
+//! compilation and dropped after it: BTF alone holds 6 MB.
+//!
+//! INVARIANT: an event whose format cannot be read or understood is not there: `event` is `None`, and the reason is in
+//! the log. INVARIANT: the kernel does not change while this lives; what was read once is not read again.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+
+use lkst_probes::catalogue::{self, Expression, Place as CataloguePlace, Row};
+use lkst_rules::schema::{
+    Event, Field, Origin, Path as SchemaPath, PathError, PathStep, Recipe, Resolved, Schema, Symbols, Type,
+};
+
+use super::arguments::{self, TypedArgument};
+use super::btf::{Btf, BtfError, Id};
+use super::btf_path::{self, Start};
+use super::field;
+use super::format::{self, FormatField};
+use super::print_format;
+use super::syscall;
+use super::tracefs::{Tracefs, TracefsError};
+
+/// Where a kernel shows its BTF.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Events that commonly happen in an interrupt, by glob.
+const IN_INTERRUPT: &str = include_str!("interrupt.txt");
+
+/// Why there is no schema.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// The list of events.
+    #[error(transparent)]
+    Tracefs(#[from] TracefsError),
+    /// The catalogue that is built in; only a bug can cause it.
+    #[error(transparent)]
+    Catalogue(#[from] catalogue::CatalogueError),
+    /// BTF is there and not understood.
+    #[error("{BTF_PATH}: {0}")]
+    Btf(#[from] BtfError),
+}
+
+/// An enumerator: its enum's type, its value.
+type Enumerator = (Id, i64);
+
+/// The running kernel, as far as rules can name it.
+#[derive(Debug)]
+pub struct KernelSchema {
+    tracefs: Tracefs,
+    btf: Option<Btf>,
+    names: Vec<(String, String)>,
+    /// Rows by `system:name`.
+    catalogue: HashMap<String, Vec<Row>>,
+    read: RefCell<HashMap<(String, String), Option<Arc<Event>>>>,
+    enumerators: OnceCell<HashMap<u64, Vec<Enumerator>>>,
+    hz: OnceCell<Option<u64>>,
+    syscall_names: Vec<&'static str>,
+}
+
+impl KernelSchema {
+    /// The schema of the kernel that runs this program.
+    ///
+    /// # Errors
+    /// [`SchemaError`]. A kernel without BTF is no error here: it has classic events only.
+    pub fn of_this_kernel() -> Result<Self, SchemaError> {
+        let btf = match fs::read(BTF_PATH) {
+            Ok(bytes) => Some(Btf::parse(bytes)?),
+            Err(error) => {
+                tracing::warn!(%error, path = BTF_PATH, "no type information: no typed events, no `args.`");
+                None
+            }
+        };
+        Self::new(Tracefs::open()?, btf)
+    }
+
+    /// A schema of these parts.
+    ///
+    /// # Errors
+    /// [`SchemaError`] where the names of the events cannot be read.
+    pub fn new(tracefs: Tracefs, btf: Option<Btf>) -> Result<Self, SchemaError> {
+        let names = tracefs.events()?;
+        let mut catalogue: HashMap<String, Vec<Row>> = HashMap::new();
+        for row in catalogue::rows()? {
+            catalogue.entry(row.event.clone()).or_default().push(row);
+        }
+        Ok(KernelSchema {
+            tracefs,
+            btf,
+            names,
+            catalogue,
+            read: RefCell::default(),
+            enumerators: OnceCell::new(),
+            hz: OnceCell::new(),
+            syscall_names: syscall::names(),
+        })
+    }
+
+    /// The kernel's types, where it has them.
+    #[must_use]
+    pub fn btf(&self) -> Option<&Btf> {
+        self.btf.as_ref()
+    }
+
+    /// Where the events are read from.
+    #[must_use]
+    pub fn tracefs(&self) -> &Tracefs {
+        &self.tracefs
+    }
+
+    /// `CONFIG_HZ`. The first call may take a sixth of a second.
+    #[must_use]
+    pub fn hz(&self) -> Option<u64> {
+        *self.hz.get_or_init(super::hz::of_this_kernel)
+    }
+
+    /// The members behind an argument of an event that is a pointer to a structure; none for others.
+    #[must_use]
+    pub fn argument_members(&self, event: &Event, argument: &str) -> Vec<String> {
+        let known = self.btf.as_ref().zip(self.typed_arguments(event));
+        known
+            .and_then(|(btf, arguments)| {
+                let argument = arguments.iter().find(|a| a.name == argument)?;
+                Some(btf_path::member_names(btf, argument.ty))
+            })
+            .unwrap_or_default()
+    }
+
+    fn typed_arguments(&self, event: &Event) -> Option<Vec<TypedArgument>> {
+        if event.origin != Origin::Tracepoint {
+            return None;
+        }
+        arguments::of_tracepoint(self.btf.as_ref()?, &event.name)
+    }
+
+    fn read_event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
+        self.names
+            .binary_search_by(|(s, n)| (s.as_str(), n.as_str()).cmp(&(system, name)))
+            .ok()?;
+        let read = self
+            .tracefs
+            .format(system, name)
+            .map_err(|error| error.to_string());
+        let format = read.and_then(|text| format::parse(&text).map_err(|error| error.to_string()));
+        match format {
+            Ok(format) => Some(Arc::new(self.make_event(system, name, &format))),
+            Err(error) => {
+                tracing::warn!(system, name, error, "this event cannot be used");
+                None
+            }
+        }
+    }
+
+    fn make_event(&self, system: &str, name: &str, format: &format::Format) -> Event {
+        let btf = self.btf.as_ref();
+        let origin = if system == syscall::SYSTEM {
+            syscall::origin(name)
+        } else {
+            None
+        };
+        let in_interrupt = is_in_interrupt(system, name);
+        let mut event = Event {
+            system: system.to_owned(),
+            name: name.to_owned(),
+            origin: origin.unwrap_or(Origin::Tracepoint),
+            fields: Vec::with_capacity(format.fields.len()),
+            arguments: Vec::new(),
+            in_interrupt,
+        };
+        if let Some(origin) = origin {
+            event.fields = syscall_fields(origin, &format.fields, btf);
+            return event;
+        }
+        let arguments = self.typed_arguments(&event);
+        if let (Some(btf), Some(arguments)) = (btf, &arguments) {
+            event.arguments = arguments::shown(btf, arguments);
+        }
+        for raw in &format.fields {
+            let Some(typed) = field::of_event(raw, btf) else {
+                continue;
+            };
+            event.fields.push(Field {
+                name: raw.name.clone(),
+                declared: typed.declared,
+                ty: typed.ty,
+                hex: typed.hex,
+                place: Some(field::place(raw)),
+                recipe: None,
+                symbols: print_format::symbols(&format.print, &raw.name, &|name| self.one_value(name)),
+                enumerators: typed.enumerators,
+            });
+        }
+        if let Some(arguments) = arguments {
+            self.add_recipes(&mut event, &arguments);
+        }
+        event
+    }
+
+    /// Takes the catalogue's rows for the event, if they cover it whole.
+    fn add_recipes(&self, event: &mut Event, arguments: &[TypedArgument]) {
+        let (Some(rows), Some(btf)) = (self.catalogue.get(&event.full_name()), self.btf.as_ref()) else {
+            return;
+        };
+        let recipes: Option<Vec<_>> = event
+            .fields
+            .iter()
+            .map(|field| {
+                let row = rows.iter().find(|row| row.field == field.name)?;
+                row.alternatives
+                    .iter()
+                    .find_map(|expression| recipe(btf, arguments, field.ty, expression))
+            })
+            .collect();
+        let Some(recipes) = recipes else {
+            tracing::debug!(
+                event = event.full_name(),
+                "the catalogue does not cover it on this kernel"
+            );
+            return;
+        };
+        for (field, (recipe, ty)) in event.fields.iter_mut().zip(recipes) {
+            field.recipe = Some(recipe);
+            field.ty = ty;
+        }
+    }
+
+    /// The value of an enumerator that every enum agrees on.
+    fn one_value(&self, name: &str) -> Option<i64> {
+        let mut values = self.enumerator(name).into_iter().map(|(_, value)| value);
+        let first = values.next()?;
+        values.all(|value| value == first).then_some(first)
+    }
+
+    /// Enumerators by a hash of their names. Names are compared where they lie in BTF: there are some 40,000.
+    fn enumerator_index(&self) -> &HashMap<u64, Vec<Enumerator>> {
+        self.enumerators.get_or_init(|| {
+            let mut index: HashMap<u64, Vec<Enumerator>> = HashMap::new();
+            for ty in self.btf.iter().flat_map(Btf::types) {
+                for (name, value) in ty.enumerators() {
+                    index.entry(hash(name)).or_default().push((ty.id, value));
+                }
+            }
+            index
+        })
+    }
+}
+
+impl Schema for KernelSchema {
+    fn events(&self) -> Vec<(&str, &str)> {
+        self.names
+            .iter()
+            .map(|(system, name)| (system.as_str(), name.as_str()))
+            .collect()
+    }
+
+    fn event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
+        let key = (system.to_owned(), name.to_owned());
+        if let Some(known) = self.read.borrow().get(&key) {
+            return known.clone();
+        }
+        let event = self.read_event(system, name);
+        self.read.borrow_mut().insert(key, event.clone());
+        event
+    }
+
+    fn argument(&self, event: &Event, steps: &[PathStep]) -> Result<Resolved, PathError> {
+        let fail = |message: &str, known| PathError {
+            step: 0,
+            message: message.to_owned(),
+            known,
+        };
+        let Some((PathStep::Name(name), rest)) = steps.split_first() else {
+            return Err(fail("an argument's name is expected", Vec::new()));
+        };
+        let Some((btf, arguments)) = self.btf.as_ref().zip(self.typed_arguments(event)) else {
+            let message = match event.origin {
+                Origin::Tracepoint => "this kernel has no type information about the event's arguments",
+                _ => "the arguments of a system call are fields: write them without `args.`",
+            };
+            return Err(fail(message, Vec::new()));
+        };
+        let Some(start) = start(&arguments, name) else {
+            let known = arguments.into_iter().map(|a| a.name).collect();
+            return Err(fail("the event has no argument of that name", known));
+        };
+        if let Some(message) = unreadable(btf, start) {
+            return Err(fail(message, Vec::new()));
+        }
+        btf_path::resolve(btf, start, rest, 1).map_err(|mut error| {
+            error.step = error.step.min(steps.len().saturating_sub(1));
+            error
+        })
+    }
+
+    fn task_member(&self, path: &[&str]) -> Option<Resolved> {
+        let steps: Vec<_> = path
+            .iter()
+            .map(|name| PathStep::Name((*name).to_owned()))
+            .collect();
+        btf_path::resolve(self.btf.as_ref()?, Start::CurrentTask, &steps, 0).ok()
+    }
+
+    fn enumerator(&self, name: &str) -> Vec<(String, i64)> {
+        let Some(btf) = self.btf.as_ref() else {
+            return Vec::new();
+        };
+        let found = self
+            .enumerator_index()
+            .get(&hash(name))
+            .map_or(&[][..], Vec::as_slice);
+        let mut values: Vec<(String, i64)> = Vec::new();
+        for (id, value) in found {
+            let Some(ty) = btf
+                .ty(*id)
+                .filter(|ty| ty.enumerators().any(|(n, v)| n == name && v == *value))
+            else {
+                continue;
+            };
+            let of = ty.declared();
+            if !values.contains(&(of.clone(), *value)) {
+                values.push((of, *value));
+            }
+        }
+        values
+    }
+
+    fn syscall_number(&self, name: &str) -> Option<u32> {
+        syscall::number(name)
+    }
+
+    fn syscall_names(&self) -> Vec<&str> {
+        self.syscall_names.clone()
+    }
+}
+
+fn syscall_fields(origin: Origin, fields: &[FormatField], btf: Option<&Btf>) -> Vec<Field> {
+    let mut next = 0u8;
+    let mut recipe = |name: &str| match name {
+        "__syscall_nr" => Recipe::SyscallNumber,
+        _ if matches!(origin, Origin::SyscallExit(_)) => Recipe::SyscallReturn,
+        _ => {
+            next += 1;
+            Recipe::SyscallArgument(next - 1)
+        }
+    };
+    let make = |raw: &FormatField| {
+        let typed = field::of_syscall(raw, btf);
+        Field {
+            recipe: Some(recipe(&raw.name)),
+            name: raw.name.clone(),
+            declared: typed.declared,
+            ty: typed.ty,
+            hex: typed.hex,
+            place: None,
+            symbols: Symbols::from([]),
+            enumerators: typed.enumerators,
+        }
+    };
+    fields.iter().map(make).collect()
+}
+
+fn start(arguments: &[TypedArgument], name: &str) -> Option<Start> {
+    let index = arguments.iter().position(|argument| argument.name == name)?;
+    let argument = arguments.get(index)?;
+    Some(Start::Argument {
+        number: u8::try_from(index).ok()?,
+        ty: argument.ty,
+        trusted: argument.trusted,
+    })
+}
+
+/// Why no program may read an argument at all: the verifier wants a pointer's target to be a structure, an integer or
+/// void (`btf_ctx_access`).
+fn unreadable(btf: &Btf, start: Start) -> Option<&'static str> {
+    use super::btf::Kind;
+    let Start::Argument { ty, .. } = start else {
+        return None;
+    };
+    let ty = btf.ty(ty)?.strip()?;
+    let target = ty.target().filter(|_| ty.kind == Kind::Ptr)?.strip()?;
+    match target.kind {
+        Kind::Struct | Kind::Union | Kind::Int | Kind::Void => None,
+        Kind::Fwd => {
+            Some("the kernel's type information does not say what it points to, so no program may read it")
+        }
+        _ => Some("the kernel lets no program read a pointer of this kind"),
+    }
+}
+
+/// How a typed program computes a field, and the field's type with it. `None` where the kernel's types differ.
+fn recipe(
+    btf: &Btf,
+    arguments: &[TypedArgument],
+    ty: Type,
+    expression: &Expression,
+) -> Option<(Recipe, Type)> {
+    match expression {
+        Expression::Path(place) => {
+            let found = follow(btf, arguments, place)?;
+            let ty = fitting(ty, &found)?;
+            Some((found.recipe, ty))
+        }
+        Expression::Jiffies => matches!(ty, Type::Int { .. }).then_some((Recipe::Jiffies, ty)),
+        Expression::SwitchState {
+            preempt,
+            prev_state,
+            exit_state,
+        } => {
+            let path = |place| path_of(follow(btf, arguments, place)?);
+            let recipe = Recipe::SwitchState {
+                preempt: path(preempt)?,
+                prev_state: path(prev_state)?,
+                exit_state: path(exit_state)?,
+            };
+            matches!(ty, Type::Int { .. }).then_some((recipe, ty))
+        }
+        Expression::Siginfo {
+            member,
+            none,
+            private,
+        } => {
+            let found = follow(btf, arguments, member)?;
+            let ty = fitting(ty, &found)?;
+            Some((
+                Recipe::Siginfo {
+                    member: path_of(found)?,
+                    none: *none,
+                    private: *private,
+                },
+                ty,
+            ))
+        }
+    }
+}
+
+fn path_of(found: Resolved) -> Option<SchemaPath> {
+    match found.recipe {
+        Recipe::Path(path) => Some(path),
+        _ => None,
+    }
+}
+
+fn follow(btf: &Btf, arguments: &[TypedArgument], place: &CataloguePlace) -> Option<Resolved> {
+    if place.current {
+        return btf_path::resolve(btf, Start::CurrentTask, &place.steps, 0).ok();
+    }
+    let Some((PathStep::Name(name), rest)) = place.steps.split_first() else {
+        return None;
+    };
+    let start = start(arguments, name)?;
+    if unreadable(btf, start).is_some() {
+        return None;
+    }
+    btf_path::resolve(btf, start, rest, 1).ok()
+}
+
+/// The type of a field that is assigned what a path leads to: its own, if the value is as wide, so that one load is the
+/// whole assignment. Text of varying length that is copied from an array is as long as that.
+fn fitting(field: Type, found: &Resolved) -> Option<Type> {
+    match (field, found.ty) {
+        (Type::Int { bits, .. }, Type::Int { bits: from, .. }) => (bits == from).then_some(field),
+        (Type::Bool, Type::Bool) => Some(field),
+        (Type::Text { capacity }, Type::Text { capacity: from }) => Some(Type::Text {
+            capacity: capacity.min(from),
+        }),
+        _ => None,
+    }
+}
+
+fn is_in_interrupt(system: &str, name: &str) -> bool {
+    IN_INTERRUPT.lines().any(|line| match line.split_once(':') {
+        Some((of, glob)) if of == system => match glob.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == glob,
+        },
+        _ => false,
+    })
+}
+
+fn hash(name: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name.as_bytes());
+    hasher.finish()
+}

@@ -1,0 +1,343 @@
+//! The schema of the kernel that runs the tests, held against the kernel itself.
+//!
+//! Without tracefs or root these say that they are skipped; `LKST_REQUIRE_KERNEL=1` makes that a failure.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lkst::kernel::btf::{Btf, Kind};
+use lkst::kernel::format;
+use lkst::kernel::schema::{BTF_PATH, KernelSchema};
+use lkst::kernel::tracefs::Tracefs;
+use lkst_probes::catalogue;
+use lkst_rules::schema::{Event, Origin, PathStep, Place, Recipe, Schema, Type};
+use lkst_tests::kernel_schema;
+
+fn steps(path: &str) -> Vec<PathStep> {
+    path.split('.')
+        .map(|name| PathStep::Name(name.to_owned()))
+        .collect()
+}
+
+fn event(schema: &KernelSchema, name: &str) -> anyhow::Result<std::sync::Arc<Event>> {
+    let (system, name) = name.split_once(':').ok_or_else(|| anyhow::anyhow!("{name}"))?;
+    schema
+        .event(system, name)
+        .ok_or_else(|| anyhow::anyhow!("this kernel has no {system}:{name}"))
+}
+
+fn size_of(ty: Type) -> Option<usize> {
+    match ty {
+        Type::Int { bits, .. } => Some(usize::from(bits) / 8),
+        Type::Bool => Some(1),
+        Type::Duration => Some(8),
+        Type::Array { bits, count, .. } => Some(usize::from(bits) / 8 * usize::from(count)),
+        Type::Text { .. } | Type::Sequence { .. } => None,
+    }
+}
+
+#[test]
+fn every_format_is_understood() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("every_format_is_understood")? else {
+        return Ok(());
+    };
+    let began = Instant::now();
+    let mut problems = Vec::new();
+    let mut read = 0;
+    for (system, name) in schema.events() {
+        let full = format!("{system}:{name}");
+        let parsed = format::parse(&schema.tracefs().format(system, name)?);
+        let (Ok(parsed), Some(event)) = (parsed, schema.event(system, name)) else {
+            problems.push(format!("{full}: not understood"));
+            continue;
+        };
+        read += 1;
+        if parsed.name != name {
+            problems.push(format!("{full}: named {}", parsed.name));
+        }
+        if event.fields.len() != parsed.fields.len() {
+            problems.push(format!(
+                "{full}: {} of {} fields",
+                event.fields.len(),
+                parsed.fields.len()
+            ));
+        }
+        let mut end = 0;
+        for (field, raw) in event.fields.iter().zip(&parsed.fields) {
+            if raw.offset < end {
+                problems.push(format!("{full}: {} overlaps the field before", raw.name));
+            }
+            end = raw.offset + raw.size;
+            let whole = match field.place {
+                Some(Place::At(_)) => size_of(field.ty).is_none_or(|size| size == usize::from(raw.size)),
+                Some(_) => raw.size == 4,
+                None => event.origin != Origin::Tracepoint,
+            };
+            if !whole {
+                problems.push(format!(
+                    "{full}: {} is {:?} in {} bytes",
+                    raw.name, field.ty, raw.size
+                ));
+            }
+        }
+    }
+    println!("{read} events in {:?}", began.elapsed());
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(read > 500, "{read}");
+    Ok(())
+}
+
+#[test]
+fn every_system_call_has_its_number() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("every_system_call_has_its_number")? else {
+        return Ok(());
+    };
+    let mut numbers = BTreeMap::new();
+    for (system, name) in schema
+        .events()
+        .into_iter()
+        .filter(|(system, _)| *system == "syscalls")
+    {
+        let event = event(&schema, &format!("{system}:{name}"))?;
+        match event.origin {
+            Origin::Tracepoint => anyhow::bail!("{name} has no number"),
+            Origin::SyscallEnter(number) => {
+                if let Some(other) = numbers.insert(number, name.to_owned()) {
+                    anyhow::bail!("{name} and {other} are both {number}");
+                }
+                for (index, field) in event.fields.iter().enumerate() {
+                    let expected = match index.checked_sub(1) {
+                        None => Recipe::SyscallNumber,
+                        Some(argument) => Recipe::SyscallArgument(u8::try_from(argument)?),
+                    };
+                    assert_eq!(field.recipe, Some(expected), "{name} {}", field.name);
+                }
+            }
+            Origin::SyscallExit(_) => {
+                assert_eq!(
+                    event.fields.last().and_then(|f| f.recipe.clone()),
+                    Some(Recipe::SyscallReturn),
+                    "{name}"
+                );
+            }
+        }
+    }
+    assert!(numbers.len() > 250, "{}", numbers.len());
+    Ok(())
+}
+
+/// ftrace writes the number of each call beside the name of its event.
+#[test]
+fn numbers_are_those_that_ftrace_sees() -> anyhow::Result<()> {
+    use std::fs;
+    let Some(schema) = kernel_schema("numbers_are_those_that_ftrace_sees")? else {
+        return Ok(());
+    };
+    let instance = schema
+        .tracefs()
+        .root()
+        .join(format!("instances/lkst-test-{}", std::process::id()));
+    fs::create_dir(&instance)?;
+    let calls = [
+        "newuname",
+        "newfstat",
+        "newstat",
+        "newlstat",
+        "sendfile64",
+        "umount",
+        "getpid",
+        "openat",
+    ];
+    let seen = (|| -> std::io::Result<String> {
+        for call in calls {
+            fs::write(
+                instance.join(format!("events/syscalls/sys_enter_{call}/enable")),
+                "1",
+            )?;
+        }
+        fs::write(instance.join("trace_options"), "raw")?;
+        // SAFETY: each call gets valid pointers or a descriptor or path that does not exist.
+        unsafe {
+            let mut name = std::mem::zeroed::<libc::utsname>();
+            libc::uname(&raw mut name);
+            libc::syscall(libc::SYS_getpid);
+            libc::syscall(libc::SYS_sendfile, -1, -1, 0, 0);
+            libc::umount2(c"/nowhere".as_ptr(), 0);
+            let mut stat = std::mem::zeroed::<libc::stat>();
+            libc::syscall(libc::SYS_openat, -1, c"/nowhere".as_ptr(), 0);
+            #[cfg(target_arch = "x86_64")]
+            {
+                libc::syscall(libc::SYS_stat, c"/nowhere".as_ptr(), &raw mut stat);
+                libc::syscall(libc::SYS_lstat, c"/nowhere".as_ptr(), &raw mut stat);
+            }
+            libc::syscall(libc::SYS_fstat, -1, &raw mut stat);
+        }
+        fs::read_to_string(instance.join("trace"))
+    })();
+    for call in calls {
+        let _ = fs::write(
+            instance.join(format!("events/syscalls/sys_enter_{call}/enable")),
+            "0",
+        );
+    }
+    fs::remove_dir(&instance)?;
+    let seen = seen?;
+    let mut found = 0;
+    for call in calls {
+        let Origin::SyscallEnter(number) = event(&schema, &format!("syscalls:sys_enter_{call}"))?.origin
+        else {
+            anyhow::bail!("{call} has no number");
+        };
+        // Raw: `NR 3f (1, …)`; cooked lines name the call. Both begin with the number in some form.
+        let raw = format!("NR {number} ");
+        found += usize::from(seen.contains(&raw));
+        if !seen.contains(&raw) {
+            println!("{call}: {number} not seen");
+        }
+    }
+    assert_eq!(found, calls.len(), "{seen}");
+    Ok(())
+}
+
+#[test]
+fn every_row_of_the_catalogue_holds_here() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("every_row_of_the_catalogue_holds_here")? else {
+        return Ok(());
+    };
+    let mut missing = Vec::new();
+    let mut covered = 0;
+    let mut names: Vec<_> = catalogue::rows()?.into_iter().map(|row| row.event).collect();
+    names.dedup();
+    for name in names {
+        // Events of other kernels and configurations are in the catalogue too.
+        let Ok(event) = event(&schema, &name) else {
+            continue;
+        };
+        if event.fields.iter().all(|field| field.recipe.is_some()) {
+            covered += 1;
+        } else {
+            missing.push(name);
+        }
+    }
+    println!("{covered} events are covered");
+    assert_eq!(missing, Vec::<String>::new());
+    assert!(covered >= 30, "{covered}");
+    Ok(())
+}
+
+#[test]
+fn sched_switch_is_what_it_is_known_to_be() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("sched_switch_is_what_it_is_known_to_be")? else {
+        return Ok(());
+    };
+    let event = event(&schema, "sched:sched_switch")?;
+    let ty = |name| event.field(name).map(|f| f.ty);
+    assert_eq!(ty("prev_comm"), Some(Type::COMM));
+    assert_eq!(ty("prev_pid"), Some(Type::I32));
+    assert_eq!(ty("prev_state"), Some(Type::I64));
+    let states = event
+        .field("prev_state")
+        .map(|f| f.symbols.clone())
+        .unwrap_or_default();
+    for (state, value) in [("S", 1), ("D", 2), ("T", 4)] {
+        assert!(states.contains(&(state.to_owned(), value)), "{states:?}");
+    }
+    let arguments: Vec<_> = event
+        .arguments
+        .iter()
+        .map(|a| (a.name.as_str(), a.declared.as_str()))
+        .collect();
+    assert!(
+        arguments.contains(&("prev", "struct task_struct *")),
+        "{arguments:?}"
+    );
+
+    let vruntime = schema
+        .argument(&event, &steps("prev.se.vruntime"))
+        .map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    assert_eq!(vruntime.ty, Type::U64);
+    let Err(error) = schema.argument(&event, &steps("prev.se.vruntimes")) else {
+        anyhow::bail!("found")
+    };
+    assert_eq!(error.step, 2);
+    assert!(error.known.contains(&"vruntime".to_owned()), "{error:?}");
+    let tgid = schema
+        .task_member(&["real_parent", "tgid"])
+        .ok_or_else(|| anyhow::anyhow!("no parent"))?;
+    assert_eq!(tgid.ty, Type::I32);
+    assert!(
+        schema
+            .enumerator("TCP_LISTEN")
+            .iter()
+            .any(|(_, value)| *value == 10)
+    );
+    assert_eq!(
+        schema.syscall_number("openat"),
+        Some(u32::try_from(libc::SYS_openat)?)
+    );
+    Ok(())
+}
+
+#[test]
+fn what_points_into_other_memory_is_refused() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("what_points_into_other_memory_is_refused")? else {
+        return Ok(());
+    };
+    let event = event(&schema, "sched:sched_switch")?;
+    let Err(error) = schema.argument(&event, &steps("prev.robust_list.list.next")) else {
+        anyhow::bail!("found")
+    };
+    assert!(error.message.contains("user memory"), "{error:?}");
+    Ok(())
+}
+
+#[test]
+fn reading_types_and_names_is_quick() -> anyhow::Result<()> {
+    let Some(_) = kernel_schema("reading_types_and_names_is_quick")? else {
+        return Ok(());
+    };
+    let bytes = std::fs::read(BTF_PATH)?;
+    let began = Instant::now();
+    let btf = Btf::parse(bytes)?;
+    let parsed = began.elapsed();
+    println!("{btf:?} in {parsed:?}");
+    assert!(btf.find(Kind::Struct, "task_struct").is_some());
+    // 30 ms in a release build; an unoptimised one takes ten times as long.
+    assert!(
+        parsed < Duration::from_millis(if cfg!(debug_assertions) { 900 } else { 60 }),
+        "{parsed:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_mount_of_our_own_is_seen_by_nobody() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("a_mount_of_our_own_is_seen_by_nobody")? else {
+        return Ok(());
+    };
+    let before = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let tracefs = Tracefs::private()?;
+    assert_eq!(tracefs.events()?.len(), schema.events().len());
+    assert!(tracefs.format("sched", "sched_switch")?.contains("prev_pid"));
+    assert!(tracefs.format("sched", "../sched/sched_switch").is_err());
+    assert_eq!(std::fs::read_to_string("/proc/self/mountinfo")?, before);
+    Ok(())
+}
+
+#[test]
+fn hz_is_the_configured_one() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("hz_is_the_configured_one")? else {
+        return Ok(());
+    };
+    let Ok(output) = std::process::Command::new("zcat").arg("/proc/config.gz").output() else {
+        return Ok(());
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let configured = text
+        .lines()
+        .find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok());
+    if configured.is_some() {
+        assert_eq!(schema.hz(), configured);
+    }
+    Ok(())
+}
