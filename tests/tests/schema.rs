@@ -2,15 +2,18 @@
 //!
 //! Without tracefs or root these say that they are skipped; `LKST_REQUIRE_KERNEL=1` makes that a failure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use lkst::kernel::bpf_syscall::{self, Instruction, ProgramType, instruction};
 use lkst::kernel::btf::{Btf, Kind};
 use lkst::kernel::format;
 use lkst::kernel::schema::{BTF_PATH, KernelSchema};
 use lkst::kernel::tracefs::Tracefs;
 use lkst_probes::catalogue;
-use lkst_rules::schema::{Event, Origin, PathStep, Place, Recipe, Schema, Type};
+use lkst_rules::schema::{
+    Base, Event, Origin, Path, PathStep, Place, Recipe, Resolved, Schema, Symbols, Type,
+};
 use lkst_tests::kernel_schema;
 
 fn steps(path: &str) -> Vec<PathStep> {
@@ -155,7 +158,7 @@ fn numbers_are_those_that_ftrace_sees() -> anyhow::Result<()> {
                 "1",
             )?;
         }
-        fs::write(instance.join("trace_options"), "raw")?;
+        fs::write(instance.join("options/fields"), "1")?;
         // SAFETY: each call gets valid pointers or a descriptor or path that does not exist.
         unsafe {
             let mut name = std::mem::zeroed::<libc::utsname>();
@@ -188,12 +191,8 @@ fn numbers_are_those_that_ftrace_sees() -> anyhow::Result<()> {
         else {
             anyhow::bail!("{call} has no number");
         };
-        // Raw: `NR 3f (1, …)`; cooked lines name the call. Both begin with the number in some form.
-        let raw = format!("NR {number} ");
-        found += usize::from(seen.contains(&raw));
-        if !seen.contains(&raw) {
-            println!("{call}: {number} not seen");
-        }
+        let shown = format!("sys_enter_{call}: __syscall_nr={number:#x} ");
+        found += usize::from(seen.contains(&shown));
     }
     assert_eq!(found, calls.len(), "{seen}");
     Ok(())
@@ -206,8 +205,7 @@ fn every_row_of_the_catalogue_holds_here() -> anyhow::Result<()> {
     };
     let mut missing = Vec::new();
     let mut covered = 0;
-    let mut names: Vec<_> = catalogue::rows()?.into_iter().map(|row| row.event).collect();
-    names.dedup();
+    let names: BTreeSet<_> = catalogue::rows()?.into_iter().map(|row| row.event).collect();
     for name in names {
         // Events of other kernels and configurations are in the catalogue too.
         let Ok(event) = event(&schema, &name) else {
@@ -339,5 +337,142 @@ fn hz_is_the_configured_one() -> anyhow::Result<()> {
     if configured.is_some() {
         assert_eq!(schema.hz(), configured);
     }
+    Ok(())
+}
+
+/// Instructions that walk a path by plain loads as far as it is direct; R6 holds the context.
+fn walk(path: &Path, ty: Type) -> Vec<Instruction> {
+    const JUMP_IF_NULL: u8 = 0x15;
+    const LOAD: [(u8, u8); 4] = [(8, 0x71), (16, 0x69), (32, 0x61), (64, 0x79)];
+    let load = |bits: u8, offset: i16| {
+        LOAD.iter()
+            .find(|(b, _)| *b == bits)
+            .map(|(_, code)| instruction(*code, 1, 1, offset, 0))
+    };
+    let mut program = match path.base {
+        Base::Argument(number) => vec![instruction(0x79, 1, 6, i16::from(number) * 8, 0)],
+        Base::CurrentTask => vec![instruction(0x85, 0, 0, 0, 158), instruction(0xbf, 1, 0, 0, 0)],
+    };
+    for (index, hop) in path.hops.iter().enumerate() {
+        let Ok(offset) = i16::try_from(hop.offset) else {
+            break;
+        };
+        if !hop.direct {
+            break;
+        }
+        let last = index + 1 == path.hops.len();
+        let bits = match ty {
+            _ if !last || path.text_behind => 64,
+            Type::Int { bits, .. } | Type::Array { bits, .. } => bits,
+            Type::Text { capacity } if capacity >= 8 => 64,
+            _ => 8,
+        };
+        let Some(load) = load(bits, offset) else { break };
+        // Over the rest of this path, should the pointer be null.
+        program.push(instruction(JUMP_IF_NULL, 1, 0, 1, 0));
+        program.push(load);
+    }
+    program
+}
+
+fn loads(tracepoint: &str, schema: &KernelSchema, body: &[Instruction]) -> Result<(), String> {
+    let btf = schema.btf().ok_or("no BTF")?;
+    let typedef = btf
+        .find(Kind::Typedef, &format!("btf_trace_{tracepoint}"))
+        .ok_or("no such tracepoint")?;
+    let mut program = vec![instruction(0xbf, 6, 1, 0, 0)];
+    program.extend_from_slice(body);
+    program.extend([instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)]);
+    match bpf_syscall::load(ProgramType::RawTracepointBtf(typedef.id), &program) {
+        Ok(_) => Ok(()),
+        Err(refused) => Err(refused.to_string()),
+    }
+}
+
+/// A skipped load leaves a scalar or null in R1, so each path is a program of its own.
+fn accepts(schema: &KernelSchema, event: &Event, resolved: &Resolved) -> Result<(), String> {
+    let (path, ty) = match &resolved.recipe {
+        Recipe::Path(path) => (path, resolved.ty),
+        Recipe::Siginfo { member, .. } => (member, resolved.ty),
+        Recipe::SwitchState { exit_state, .. } => (exit_state, Type::I32),
+        _ => return Ok(()),
+    };
+    loads(&event.name, schema, &walk(path, ty)).map_err(|error| format!("{path:?}: {error}"))
+}
+
+#[test]
+fn the_verifier_takes_what_is_called_direct() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("the_verifier_takes_what_is_called_direct")? else {
+        return Ok(());
+    };
+    let mut refused = Vec::new();
+    let mut tried = 0;
+    for (system, name) in schema.events() {
+        let event = event(&schema, &format!("{system}:{name}"))?;
+        for field in &event.fields {
+            let Some(recipe) = field
+                .recipe
+                .clone()
+                .filter(|_| event.origin == Origin::Tracepoint)
+            else {
+                continue;
+            };
+            let resolved = Resolved {
+                ty: field.ty,
+                declared: String::new(),
+                hex: false,
+                recipe,
+                enumerators: Symbols::from([]),
+            };
+            tried += 1;
+            if let Err(error) = accepts(&schema, &event, &resolved) {
+                refused.push(format!("{system}:{name} {}: {error}", field.name));
+            }
+        }
+        for argument in &event.arguments {
+            // A sample of the members: the first, the last, some between.
+            let members = schema.argument_members(&event, &argument.name);
+            let paths = members
+                .iter()
+                .step_by(members.len() / 4 + 1)
+                .chain(members.last());
+            let mut paths: Vec<_> = paths
+                .map(|member| format!("{}.{member}", argument.name))
+                .collect();
+            // And one hop further, where a member is a pointer to a structure.
+            let deeper = paths.iter().filter_map(|path| {
+                let error = schema.argument(&event, &steps(&format!("{path}.?"))).err()?;
+                Some(format!("{path}.{}", error.known.get(error.known.len() / 2)?))
+            });
+            let deeper: Vec<_> = deeper.collect();
+            paths.extend(deeper);
+            paths.push(argument.name.clone());
+            for path in paths {
+                let resolved = match schema.argument(&event, &steps(&path)) {
+                    Ok(resolved) => resolved,
+                    Err(error) => {
+                        // What is said to be refused must be.
+                        let refused_by_us = error.step == 0 && error.message.contains("no program");
+                        let index = event
+                            .arguments
+                            .iter()
+                            .position(|a| a.name == argument.name)
+                            .unwrap_or(0);
+                        let load = instruction(0x79, 1, 6, i16::try_from(index * 8)?, 0);
+                        if refused_by_us && loads(&event.name, &schema, &[load]).is_ok() {
+                            refused.push(format!("{system}:{name} {path}: can be read after all"));
+                        }
+                        continue;
+                    }
+                };
+                tried += 1;
+                if let Err(error) = accepts(&schema, &event, &resolved) {
+                    refused.push(format!("{system}:{name} {path}: {error}"));
+                }
+            }
+        }
+    }
+    println!("{tried} paths, {} refused", refused.len());
+    assert_eq!(refused, Vec::<String>::new());
     Ok(())
 }

@@ -136,35 +136,35 @@ fn names_of(btf: &Btf, ty: CType<'_>) -> Vec<String> {
     names
 }
 
-/// The member of that name, by way of anonymous members; its offset counts from the start of `ty`.
-fn find_member<'b>(btf: &'b Btf, ty: CType<'b>, name: &str) -> Option<Member<'b>> {
+/// The member of that name, by way of anonymous members; its offset counts from the start of `ty`. With it, whether
+/// the verifier finds the same one there: of a union it only ever looks at the first member.
+fn find_member<'b>(btf: &'b Btf, ty: CType<'b>, name: &str) -> Option<(Member<'b>, bool)> {
     fn go<'b>(
         btf: &'b Btf,
         ty: CType<'b>,
         name: &str,
         depth: usize,
         budget: &mut usize,
-    ) -> Option<Member<'b>> {
+    ) -> Option<(Member<'b>, bool)> {
+        let plain = |index: usize| ty.kind == Kind::Struct || index == 0;
         let mut anonymous = Vec::new();
-        for member in ty.members() {
+        for (index, member) in ty.members().enumerate() {
             *budget = budget.checked_sub(1)?;
             if member.name == name {
-                return Some(member);
+                return Some((member, plain(index)));
             }
             if member.name.is_empty() {
-                anonymous.push(member);
+                anonymous.push((index, member));
             }
         }
         if depth == MAX_CHAIN {
             return None;
         }
-        anonymous.into_iter().find_map(|member| {
+        anonymous.into_iter().find_map(|(index, member)| {
             let inner = btf.ty(member.ty)?.strip()?;
-            let found = go(btf, inner, name, depth + 1, budget)?;
-            Some(Member {
-                offset_bits: found.offset_bits.checked_add(member.offset_bits)?,
-                ..found
-            })
+            let (found, found_plain) = go(btf, inner, name, depth + 1, budget)?;
+            let offset_bits = found.offset_bits.checked_add(member.offset_bits)?;
+            Some((Member { offset_bits, ..found }, found_plain && plain(index)))
         })
     }
     go(btf, ty, name, 0, &mut MAX_MEMBERS.to_owned())
@@ -263,7 +263,7 @@ impl<'b> Walk<'b> {
                 ty.declared()
             ));
         }
-        let Some(member) = find_member(btf, ty, name) else {
+        let Some((member, plain)) = find_member(btf, ty, name) else {
             return Err((
                 format!("{} has no member of that name", ty.declared()),
                 names_of(btf, ty),
@@ -277,6 +277,7 @@ impl<'b> Walk<'b> {
             return refuse("it lies too far within the structure");
         };
         self.offset = Some(offset);
+        self.direct &= plain;
         // Bit fields count from the last whole byte, which the walk has reached.
         self.bits = member.bits.map(|width| (member.offset_bits % 8, width));
         self.ty = reached;

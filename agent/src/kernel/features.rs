@@ -1,1 +1,272 @@
+//! What this kernel and these privileges allow, found by trying, never by version.
+//!
+//! In: nothing. Out: [`Features`], or every [`Missing`] thing that lkst cannot do without, each with what to do
+//! about it: what the command prints before it ends with exit code 3.
+//!
+//! INVARIANT: trying leaves nothing behind: programs are loaded, never attached, and gone with their descriptors.
 
+use std::fs;
+use std::path::Path;
+
+use super::bpf_syscall::{self, Instruction, ProgramType, Refused, instruction};
+use super::btf::{Btf, Kind};
+use super::schema::BTF_PATH;
+
+/// Something that lkst needs and does not have here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// What, as one would name it to an administrator.
+    pub what: String,
+    /// How we know, or what it is needed for.
+    pub why: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; {}", self.what, self.why, self.mend)
+    }
+}
+
+impl Missing {
+    fn new(what: impl Into<String>, why: impl Into<String>, mend: impl Into<String>) -> Missing {
+        Missing {
+            what: what.into(),
+            why: why.into(),
+            mend: mend.into(),
+        }
+    }
+}
+
+/// What may be there or not, where lkst can do with both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// BTF: typed events, `args.`. Without it every event is classic.
+    pub btf: bool,
+    /// `bpf_preempt_disable`, which is needed where tracepoints run preemptibly.
+    pub preempt_disable: bool,
+    /// bpffs is mounted at the usual place.
+    pub bpffs_mounted: bool,
+}
+
+/// Tries everything that lkst needs.
+///
+/// # Errors
+/// All that is missing, not only the first.
+pub fn probe() -> Result<Features, Vec<Missing>> {
+    let mut missing = Vec::new();
+    missing.extend(architecture());
+    missing.extend(capabilities());
+    missing.extend(lockdown());
+    let btf = fs::read(BTF_PATH).ok().and_then(|bytes| Btf::parse(bytes).ok());
+    if btf.is_none() {
+        missing.push(Missing::new(
+            "BTF",
+            format!("{BTF_PATH} cannot be read, so the kernel does not describe its types"),
+            "use a kernel that was built with CONFIG_DEBUG_INFO_BTF=y, as those of all large distributions are",
+        ));
+    }
+    missing.extend(bpffs_supported());
+    // Without capabilities every trial fails, which would say nothing of the kernel.
+    if missing.is_empty() {
+        missing.extend(try_programs(btf.as_ref()));
+    }
+    if !missing.is_empty() {
+        return Err(missing);
+    }
+    Ok(Features {
+        btf: btf.is_some(),
+        preempt_disable: btf.is_some_and(|btf| btf.find(Kind::Func, "bpf_preempt_disable").is_some()),
+        bpffs_mounted: is_bpffs(Path::new("/sys/fs/bpf")),
+    })
+}
+
+fn architecture() -> Option<Missing> {
+    let supported = cfg!(all(
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        target_endian = "little"
+    ));
+    (!supported).then(|| {
+        Missing::new(
+            format!("the architecture {}", std::env::consts::ARCH),
+            "lkst knows the calling conventions of x86-64 and little-endian aarch64",
+            "run it on one of these",
+        )
+    })
+}
+
+/// The numbers of include/uapi/linux/capability.h.
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+fn capabilities() -> Vec<Missing> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    missing_capabilities(&status)
+}
+
+fn missing_capabilities(status: &str) -> Vec<Missing> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |capability: u32| effective >> capability & 1 != 0;
+    if has(CAP_SYS_ADMIN) {
+        // It includes the other two.
+        return Vec::new();
+    }
+    let needed = [
+        (CAP_BPF, "CAP_BPF", "loads the programs"),
+        (
+            CAP_PERFMON,
+            "CAP_PERFMON",
+            "lets them read kernel memory and attaches them to tracepoints",
+        ),
+    ];
+    needed
+        .into_iter()
+        .filter(|(capability, ..)| !has(*capability))
+        .map(|(_, name, use_of)| {
+            Missing::new(
+                name,
+                format!("this process does not have it, and it {use_of}"),
+                "run lkst as root",
+            )
+        })
+        .collect()
+}
+
+fn lockdown() -> Option<Missing> {
+    let state = fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    state.contains("[confidentiality]").then(|| {
+        Missing::new(
+            "reading kernel memory",
+            "kernel lockdown is in its confidentiality mode",
+            "boot without `lockdown=confidentiality`",
+        )
+    })
+}
+
+fn bpffs_supported() -> Option<Missing> {
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let known = filesystems
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("bpf"));
+    (!known).then(|| {
+        Missing::new(
+            "bpffs",
+            "the kernel does not have this filesystem",
+            "use a kernel with CONFIG_BPF_SYSCALL=y",
+        )
+    })
+}
+
+/// True where a bpffs is mounted there.
+#[must_use]
+pub fn is_bpffs(path: &Path) -> bool {
+    const BPF_FS_MAGIC: u64 = 0xCAFE_4A11;
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as u64 == BPF_FS_MAGIC)
+}
+
+/// `r0 = 0; exit`
+const RETURN_0: [Instruction; 2] = [instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)];
+
+/// A compare-and-exchange of 64 bits on the stack.
+const COMPARE_AND_EXCHANGE: [Instruction; 6] = [
+    instruction(0x7a, 10, 0, -8, 0),    // *(u64 *)(r10 - 8) = 0
+    instruction(0xb7, 0, 0, 0, 0),      // r0 = 0, what is expected
+    instruction(0xb7, 1, 0, 0, 1),      // r1 = 1, what is stored
+    instruction(0xdb, 10, 1, -8, 0xf1), // r0 = cmpxchg_64(r10 - 8, r0, r1)
+    instruction(0xb7, 0, 0, 0, 0),      // r0 = 0
+    instruction(0x95, 0, 0, 0, 0),      // exit
+];
+
+/// `call helper; r0 = 0; exit`
+const fn call(helper: i32) -> [Instruction; 3] {
+    let [zero, exit] = RETURN_0;
+    [instruction(0x85, 0, 0, 0, helper), zero, exit]
+}
+
+const KTIME_GET_BOOT_NS: i32 = 125;
+const GET_CURRENT_TASK_BTF: i32 = 158;
+
+fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
+    let newer = "use Linux 5.15 or later";
+    let plain = match bpf_syscall::load(ProgramType::Tracepoint, &RETURN_0) {
+        Ok(program) => program,
+        Err(refused) => return vec![no_bpf_at_all(&refused)],
+    };
+    let mut missing = Vec::new();
+    // EBADF: the kind of link is known and looks for its perf event. EINVAL: it is not known.
+    if bpf_syscall::link_to_nothing(&plain).raw_os_error() == Some(libc::EINVAL) {
+        missing.push(Missing::new(
+            "links of tracepoint programs",
+            "the kernel does not know them (5.15 does)",
+            newer,
+        ));
+    }
+    let mut try_one = |kind, program: &[Instruction], what: &str| {
+        if let Err(refused) = bpf_syscall::load(kind, program) {
+            missing.push(Missing::new(
+                what,
+                format!("the kernel refuses it: {}", refused.error),
+                newer,
+            ));
+        }
+    };
+    try_one(
+        ProgramType::Tracepoint,
+        &COMPARE_AND_EXCHANGE,
+        "atomic compare-and-exchange in BPF",
+    );
+    try_one(
+        ProgramType::Tracepoint,
+        &call(KTIME_GET_BOOT_NS),
+        "the boot clock in BPF",
+    );
+    if let Some(typedef) = btf.and_then(|btf| btf.find(Kind::Typedef, "btf_trace_sys_enter")) {
+        let kind = ProgramType::RawTracepointBtf(typedef.id);
+        try_one(kind, &RETURN_0, "BPF programs with typed arguments");
+        try_one(kind, &call(GET_CURRENT_TASK_BTF), "the current task in BPF");
+    }
+    missing
+}
+
+fn no_bpf_at_all(refused: &Refused) -> Missing {
+    let mend = match refused.error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "in a container, allow the `bpf` system call in its seccomp profile; else run lkst as root"
+        }
+        Some(libc::ENOSYS) => "use a kernel with CONFIG_BPF_SYSCALL=y",
+        _ => "use a kernel with CONFIG_BPF_SYSCALL=y and CONFIG_BPF_EVENTS=y",
+    };
+    Missing::new(
+        "BPF",
+        format!("the kernel refuses an empty program: {}", refused.error),
+        mend,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::missing_capabilities;
+
+    fn names(status: &str) -> Vec<String> {
+        missing_capabilities(status)
+            .into_iter()
+            .map(|missing| missing.what)
+            .collect()
+    }
+
+    #[test]
+    fn each_missing_capability_is_named() {
+        assert_eq!(names("CapEff:\t000001ffffffffff\n"), Vec::<String>::new());
+        assert_eq!(names("CapEff:\t0000000000200000\n"), Vec::<String>::new());
+        assert_eq!(names("CapEff:\t0000008000000000\n"), ["CAP_PERFMON"]);
+        assert_eq!(names("CapEff:\t0000004000000000\n"), ["CAP_BPF"]);
+        assert_eq!(names("CapEff:\t0000000000000000\n"), ["CAP_BPF", "CAP_PERFMON"]);
+        assert_eq!(names("nothing of the kind"), ["CAP_BPF", "CAP_PERFMON"]);
+    }
+}

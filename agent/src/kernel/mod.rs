@@ -1,5 +1,6 @@
 //! The running kernel: what it can be asked for (tracefs, BTF, features).
 pub mod arguments;
+pub mod bpf_syscall;
 pub mod btf;
 pub mod btf_path;
 pub mod features;
