@@ -1,5 +1,8 @@
 //! Shared helpers of the test suites.
 
+pub mod babeltrace;
+pub mod ring;
+
 use lkst::kernel::schema::KernelSchema;
 
 /// The schema of this kernel, or `None`, said aloud, where it cannot be read; with `LKST_REQUIRE_KERNEL=1` that is an

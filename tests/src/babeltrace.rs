@@ -1,0 +1,332 @@
+//! An independent reader of our traces: babeltrace2's text compared with `lkst show --json`, field for field.
+//!
+//! Both are brought to one form, a JSON object for each record. Records of one instant may come in any order, for two
+//! streams have none among them.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use lkst::command::show::{self, ShowOptions};
+use lkst::trace::{escape, metadata};
+use serde_json::{Map, Value, json};
+
+/// True where babeltrace2 is installed. Says so where it is not, and fails the test where the environment has
+/// `LKST_REQUIRE_KERNEL=1`: there a test that cannot run is a failure.
+pub fn is_installed() -> bool {
+    let installed = Command::new("babeltrace2").arg("--version").output().is_ok();
+    if !installed {
+        println!("skipped: babeltrace2 is not installed");
+        let required = std::env::var_os("LKST_REQUIRE_KERNEL").is_some_and(|value| value == "1");
+        assert!(
+            !required,
+            "LKST_REQUIRE_KERNEL=1, and babeltrace2 is not installed"
+        );
+    }
+    installed
+}
+
+/// Reads a trace with babeltrace2 and with `lkst show --json`: no warning from either, and the same records. Returns
+/// how many. The folder must not hold the same record in two traces: babeltrace2 shows both.
+pub fn assert_same_as_show(trace: &Path) -> usize {
+    match compare(trace) {
+        Ok(records) => records,
+        Err(error) => panic!("{}: {error:#}", trace.display()),
+    }
+}
+
+/// The lines of `lkst show --json`.
+///
+/// # Errors
+/// Where the trace cannot be read, or anything about it is to be told.
+pub fn show_json(paths: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
+    let options = ShowOptions {
+        paths: paths.to_vec(),
+        json: true,
+    };
+    let mut out = Vec::new();
+    let shown = show::run(&options, None, &mut out, false)?;
+    ensure!(shown.problems.is_empty(), "lkst show: {:?}", shown.problems);
+    let lines = out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let lines = lines.map(serde_json::from_slice).collect::<Result<Vec<_>, _>>()?;
+    ensure!(
+        lines.len() as u64 == shown.records,
+        "{} lines for {} records",
+        lines.len(),
+        shown.records
+    );
+    Ok(lines)
+}
+
+fn compare(trace: &Path) -> anyhow::Result<usize> {
+    if !is_installed() {
+        return Ok(show_json(&[trace.to_owned()])?.len());
+    }
+    let output = Command::new("babeltrace2")
+        .args(["--clock-cycles", "--no-delta", "--names=context,header"])
+        .arg(trace)
+        .env("LC_ALL", "C")
+        .output()
+        .context("cannot run babeltrace2")?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success() && stderr.is_empty(),
+        "babeltrace2 says: {stderr}"
+    );
+    let mut theirs = Vec::new();
+    for line in output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let text = || String::from_utf8_lossy(line).into_owned();
+        theirs.push(parse_line(line).with_context(|| format!("babeltrace2's line {}", text()))?);
+    }
+    let mut ours = show_json(&[trace.to_owned()])?
+        .into_iter()
+        .map(normalised)
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    ensure!(
+        ours.len() == theirs.len(),
+        "{} records, by babeltrace2 {}",
+        ours.len(),
+        theirs.len()
+    );
+    ensure!(
+        ours.is_sorted_by_key(|(time, _)| *time),
+        "lkst show is not in the order of time"
+    );
+    ours.sort();
+    theirs.sort();
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        ensure!(
+            ours == theirs,
+            "differs\n      ours {}\nbabeltrace {}",
+            ours.1,
+            theirs.1
+        );
+    }
+    Ok(ours.len())
+}
+
+/// A line of ours as its time and what babeltrace2 knows of it.
+fn normalised(line: Value) -> anyhow::Result<(u64, String)> {
+    let time = line["time_ns"].as_u64().context("no time")?;
+    let fields = line["fields"].as_object().context("no fields")?;
+    // babeltrace2 shows identifiers without one leading underscore.
+    let fields: Map<String, Value> = fields
+        .iter()
+        .map(|(name, value)| (metadata::identifier(name)[1..].to_owned(), value.clone()))
+        .collect();
+    let known = json!({
+        "cpu": line["cpu"], "event": line["event"], "pid": line["pid"], "tid": line["tid"], "fields": fields,
+    });
+    Ok((time, known.to_string()))
+}
+
+/// A line of babeltrace2: `[cycles] host system:event: { cpu_id = 3 }, { pid = 1, tid = 2 }, { field = value, … }`.
+fn parse_line(line: &[u8]) -> anyhow::Result<(u64, String)> {
+    let mut text = Text { rest: line };
+    text.expect("[")?;
+    let time = text.until("] ")?.parse()?;
+    let head = text.until(": { cpu_id")?;
+    let event = head.split_once(' ').map_or(&*head, |(_, event)| event);
+    text.rest = &line[line.len() - text.rest.len() - "{ cpu_id".len()..];
+    let packet = text.structure()?;
+    text.expect(", ")?;
+    let context = text.structure()?;
+    text.expect(", ")?;
+    let mut fields = text.structure()?;
+    ensure!(
+        text.rest.is_empty(),
+        "more behind the fields: {}",
+        String::from_utf8_lossy(text.rest)
+    );
+    drop_lengths(&mut fields);
+    let fields: Map<String, Value> = fields.into_iter().collect();
+    let find = |from: &[(String, Value)], name| {
+        let found = from.iter().find(|(other, _)| other == name);
+        found.map_or(Value::Null, |(_, value)| value.clone())
+    };
+    let known = json!({
+        "cpu": find(&packet, "cpu_id"), "event": event, "pid": find(&context, "pid"), "tid": find(&context, "tid"),
+        "fields": fields,
+    });
+    Ok((time, known.to_string()))
+}
+
+/// Takes out the lengths of sequences, which CTF has as fields of their own: `_NAME_length` before `NAME`.
+fn drop_lengths(fields: &mut Vec<(String, Value)>) {
+    let is_length = |pair: &[(String, Value)]| match pair {
+        [(length, Value::Number(count)), (name, Value::Array(items))] => {
+            let rest = length.strip_prefix(&format!("_{name}_length"));
+            rest.is_some() && count.as_u64() == Some(items.len() as u64)
+        }
+        _ => false,
+    };
+    let mut index = 0;
+    while index + 1 < fields.len() {
+        if is_length(&fields[index..index + 2]) {
+            fields.remove(index);
+        }
+        index += 1;
+    }
+}
+
+/// What is left of a line.
+struct Text<'a> {
+    rest: &'a [u8],
+}
+
+impl Text<'_> {
+    fn take(&mut self, start: &str) -> bool {
+        let taken = self.rest.strip_prefix(start.as_bytes());
+        self.rest = taken.unwrap_or(self.rest);
+        taken.is_some()
+    }
+
+    fn expect(&mut self, start: &str) -> anyhow::Result<()> {
+        ensure!(
+            self.take(start),
+            "expected `{start}` at {}",
+            String::from_utf8_lossy(self.rest)
+        );
+        Ok(())
+    }
+
+    /// All before `end`, which is taken too.
+    fn until(&mut self, end: &str) -> anyhow::Result<String> {
+        let at = self
+            .rest
+            .windows(end.len())
+            .position(|window| window == end.as_bytes());
+        let at = at.with_context(|| format!("no `{end}`"))?;
+        let before = escape::lossless(&self.rest[..at]);
+        self.rest = &self.rest[at + end.len()..];
+        Ok(before)
+    }
+
+    /// `{ name = value, … }`
+    fn structure(&mut self) -> anyhow::Result<Vec<(String, Value)>> {
+        let mut fields = Vec::new();
+        self.expect("{ ")?;
+        if self.take("}") {
+            return Ok(fields);
+        }
+        loop {
+            let name = self.until(" = ")?;
+            fields.push((name, self.value()?));
+            if self.take(" }") {
+                return Ok(fields);
+            }
+            self.expect(", ")?;
+        }
+    }
+
+    fn value(&mut self) -> anyhow::Result<Value> {
+        if self.take("\"") {
+            return Ok(escape::lossless(&self.string()?).into());
+        }
+        if self.take("( ") {
+            return self.enumerator();
+        }
+        if self.take("[ ") {
+            let mut items = Vec::new();
+            while !self.take("]") {
+                self.expect("[")?;
+                self.until("] = ")?;
+                items.push(self.value()?);
+                self.take(",");
+                self.expect(" ")?;
+            }
+            return Ok(items.into());
+        }
+        let end = self
+            .rest
+            .iter()
+            .position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'-');
+        let (number, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
+        self.rest = rest;
+        let number = std::str::from_utf8(number)?;
+        Ok(match number.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16)?.into(),
+            None if number.starts_with('-') => number.parse::<i64>()?.into(),
+            None => number.parse::<u64>()?.into(),
+        })
+    }
+
+    /// What is left of `( "A", "B" : container = 1 )`; the first name, or the number of `( <unknown> : … )`.
+    fn enumerator(&mut self) -> anyhow::Result<Value> {
+        let mut names = Vec::new();
+        if !self.take("<unknown>") {
+            loop {
+                self.expect("\"")?;
+                names.push(escape::lossless(&self.string()?));
+                if !self.take(", ") {
+                    break;
+                }
+            }
+        }
+        self.expect(" : container = ")?;
+        let number = self.value()?;
+        self.expect(" )")?;
+        Ok(names.into_iter().next().map_or(number, Value::from))
+    }
+
+    /// What is left of a string, as C writes it.
+    fn string(&mut self) -> anyhow::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        loop {
+            match self.rest {
+                [b'"', rest @ ..] => {
+                    self.rest = rest;
+                    return Ok(out);
+                }
+                [b'\\', b'x', high, low, rest @ ..] => {
+                    let digits = [*high, *low];
+                    out.push(u8::from_str_radix(std::str::from_utf8(&digits)?, 16)?);
+                    self.rest = rest;
+                }
+                [b'\\', escaped, rest @ ..] => {
+                    out.push(match escaped {
+                        b'a' => 7,
+                        b'b' => 8,
+                        b'e' => 27,
+                        b'f' => 12,
+                        b'n' => b'\n',
+                        b'r' => b'\r',
+                        b't' => b'\t',
+                        b'v' => 11,
+                        other => *other,
+                    });
+                    self.rest = rest;
+                }
+                [byte, rest @ ..] => {
+                    out.push(*byte);
+                    self.rest = rest;
+                }
+                [] => bail!("a string without an end"),
+            }
+        }
+    }
+}
+
+/// A trace's records as `lkst show` writes them for people, for messages of tests that fail.
+pub fn show_text(trace: &Path) -> String {
+    let options = ShowOptions {
+        paths: vec![trace.to_owned()],
+        json: false,
+    };
+    let mut out = Vec::new();
+    match show::run(&options, None, &mut out, false) {
+        Ok(shown) => {
+            let mut text = String::from_utf8_lossy(&out).into_owned();
+            for problem in shown.problems {
+                let _infallible = writeln!(text, "{problem}");
+            }
+            text
+        }
+        Err(error) => format!("{error:#}"),
+    }
+}
