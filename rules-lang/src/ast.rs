@@ -20,6 +20,10 @@ pub struct File {
 
 /// A top-level item.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a file holds few items, and a box each would be in every match"
+)]
 pub enum Item {
     /// `param NAME = expr`
     Param(Param),

@@ -117,10 +117,14 @@ fn group<'a>(diagnostic: &'a Diagnostic, files: &'a [Lines<'a>]) -> Group<'a> {
         let (piece, others) = rest.split_at_checked(more + 1).unwrap_or((rest, &[]));
         rest = others;
         let head = piece.iter().find(|shown| shown.is_place).unwrap_or(first);
-        let origin = Origin::path(visible(&head.file.source.name))
-            .line(head.line)
-            .char_column(head.column);
-        group = group.element(origin).element(snippet(piece));
+        let path = visible(&head.file.source.name);
+        group = match snippet(piece) {
+            (snippet, false) => group.element(snippet.path(path)),
+            // The column in a line that was cut is not the column in the file.
+            (snippet, true) => group
+                .element(Origin::path(path).line(head.line).char_column(head.column))
+                .element(snippet),
+        };
     }
     for help in &diagnostic.help {
         group = group.element(Level::HELP.message(visible(help)));
@@ -128,12 +132,13 @@ fn group<'a>(diagnostic: &'a Diagnostic, files: &'a [Lines<'a>]) -> Group<'a> {
     group
 }
 
-/// A few lines of one file with what is underlined in them.
-fn snippet<'a>(piece: &[Shown<'a>]) -> Snippet<'a, annotate_snippets::Annotation<'a>> {
+/// A few lines of one file with what is underlined in them, and whether one of them was cut at its beginning.
+fn snippet<'a>(piece: &[Shown<'a>]) -> (Snippet<'a, annotate_snippets::Annotation<'a>>, bool) {
     let first = piece.iter().map(|shown| shown.line).min().unwrap_or(1);
     let last = piece.iter().map(|shown| shown.line).max().unwrap_or(first);
     let mut text = String::new();
     let mut annotations = Vec::new();
+    let mut is_cut = false;
     for line in first..=last {
         let here: Vec<&Shown<'a>> = piece.iter().filter(|shown| shown.line == line).collect();
         let Some(file) = piece.first().map(|shown| shown.file) else {
@@ -142,6 +147,7 @@ fn snippet<'a>(piece: &[Shown<'a>]) -> Snippet<'a, annotate_snippets::Annotation
         let wanted = here.iter().map(|shown| shown.start).min().unwrap_or(0);
         let base = text.len();
         let cut = CutLine::new(file.line(line), wanted);
+        is_cut |= cut.steps.first().is_some_and(|(from, _)| *from > 0);
         text.push_str(&cut.text);
         text.push('\n');
         for shown in here {
@@ -158,10 +164,11 @@ fn snippet<'a>(piece: &[Shown<'a>]) -> Snippet<'a, annotate_snippets::Annotation
             });
         }
     }
-    Snippet::source(text)
+    let snippet = Snippet::source(text)
         .line_start(first)
         .fold(false)
-        .annotations(annotations)
+        .annotations(annotations);
+    (snippet, is_cut)
 }
 
 /// A label, and where it stands in its file. A place of several lines is shown by its first.

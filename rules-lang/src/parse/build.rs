@@ -14,6 +14,10 @@ use crate::diagnostic::Diagnostic;
 use crate::source::{Name, Span, Spanned};
 
 /// What one item is.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and most are of the large kind"
+)]
 pub(super) enum Item {
     /// `language N`, with N as written.
     Language(Name),

@@ -335,22 +335,21 @@ impl<'a> Scene<'a> {
             format!("expected {}, found {}", self.expected_text(), self.found_text()),
         );
         let (one, two) = (self.before(1), self.before(2));
-        let is_unit = matches!(
-            self.found(),
-            "ns" | "us" | "ms" | "s" | "m" | "h" | "KiB" | "MiB" | "GiB"
-        );
+        let next = self.word(self.at + 1);
         let after_number = self
             .at
             .checked_sub(1)
             .and_then(|at| self.tokens.get(at))
             .map(|token| token.kind);
-        if is_unit && after_number == Some(Kind::Number) {
+        if is_unit(self.found()) && after_number == Some(Kind::Number) {
             error = error.help(format!("write `{one}{}`, without a blank", self.found()));
+        } else if is_unit(next) && self.found_kind() == Some(Kind::Number) {
+            error = error.help(format!("write `{}{next}`, without a blank", self.found()));
         } else if self.found() == "/" && (self.word(self.at + 1) == "/" || self.word(self.at + 1) == "*") {
             error = error.help("a comment begins with `#` and ends with the line");
         } else if one == "," && matches!(self.found(), "}" | ")") {
             error = error.help("leave out the `,` after the last one");
-        } else if self.found() == ":" {
+        } else if self.found() == ":" || next == ":" {
             error = error.help("an event is written without blanks: `system:name`");
         } else if self.found_kind() == Some(Kind::Word) && self.expected.iter().any(|rule| is_event(*rule)) {
             error = error.help("an event is written `system:name`, as `lkst events` shows them");
@@ -379,7 +378,8 @@ impl<'a> Scene<'a> {
 
     /// `a, b or c`, without the operators that could go on an expression, unless nothing else could stand here.
     fn expected_text(&self) -> String {
-        let in_expression = self.expects(Rule::bit_op);
+        // Where `like` cannot stand, `in` is that of a window: `repeated 5 in 10s`.
+        let in_expression = self.expects(Rule::kw_like);
         let mut phrases: Vec<String> = Vec::new();
         let mut goes_on = false;
         for rule in &self.expected {
@@ -387,16 +387,22 @@ impl<'a> Scene<'a> {
                 goes_on = true;
                 continue;
             }
-            let phrase = phrase(*rule);
-            if !phrases.contains(&phrase) {
-                phrases.push(phrase);
+            for phrase in phrase(*rule).split('|') {
+                if !phrases.iter().any(|known| known == phrase) {
+                    phrases.push(phrase.to_owned());
+                }
             }
         }
         if phrases.is_empty() && goes_on {
             phrases.push("an operator".to_owned());
         }
-        // Lists of words end where a list of lists would confuse.
-        phrases.sort_by_key(|phrase| (phrase.contains(": "), phrase == "`}`"));
+        if phrases.len() > 1 {
+            phrases.retain(|phrase| phrase != "`?`");
+        } else if self.expects(Rule::action) {
+            let actions = ACTIONS.map(|action| format!("`{action}`")).join(", ");
+            return format!("an action ({actions})");
+        }
+        phrases.sort_by_key(|phrase| phrase == "`}`");
         match phrases.split_last() {
             Some((last, [])) => last.clone(),
             Some((last, others)) => format!("{} or {last}", others.join(", ")),
@@ -410,9 +416,14 @@ fn continues_expression(rule: Rule, in_expression: bool) -> bool {
     match rule {
         Rule::or_op | Rule::and_op | Rule::kw_or | Rule::kw_and | Rule::compare | Rule::bit_op => true,
         Rule::dot | Rule::access | Rule::index | Rule::arguments | Rule::dotdot => true,
-        Rule::kw_in | Rule::kw_like | Rule::kw_not | Rule::lbracket | Rule::lparen => in_expression,
+        Rule::lbracket | Rule::lparen | Rule::kw_like => true,
+        Rule::kw_in | Rule::kw_not => in_expression,
         _ => false,
     }
+}
+
+fn is_unit(word: &str) -> bool {
+    matches!(word, "ns" | "us" | "ms" | "s" | "m" | "h" | "KiB" | "MiB" | "GiB")
 }
 
 fn is_event(rule: Rule) -> bool {
@@ -452,16 +463,14 @@ fn phrase(rule: Rule) -> String {
         Rule::name | Rule::names | Rule::word | Rule::guard_not | Rule::guard_and | Rule::guard => "a name",
         Rule::dotted | Rule::hit_value => "the name of a field",
         Rule::pattern | Rule::events | Rule::hit | Rule::span_end => "an event",
-        Rule::source | Rule::member | Rule::trigger_event => "an event, `span`",
+        Rule::source | Rule::member | Rule::trigger_event => "an event|`span`",
         Rule::int | Rule::decimal => "a number",
         Rule::one => "`1`",
         Rule::duration => "a duration such as `10s`",
         Rule::size => "a size such as `4MiB`",
         Rule::string => "a string",
         Rule::column => "a column",
-        Rule::action => {
-            "an action: `enable`, `disable`, `switch`, `save`, `notify`, `count`, `measure`, `stack`, `stop`"
-        }
+        Rule::action => "an action",
         Rule::EOI => "the end",
         Rule::lbrace => "`{`",
         Rule::rbrace => "`}`",

@@ -14,8 +14,9 @@ use crate::ast::{BinaryOp, CompareOp, Expr, ExprKind, Guard, UnaryOp};
 use crate::diagnostic::Diagnostic;
 use crate::source::{Name, Span};
 
-/// The most operators in one expression. A chain of them is a tree as deep as it is long.
-const MOST_OPERATORS: usize = 1024;
+/// The most operators in one expression, but for comparisons. A chain of them is a tree as deep as it is long, and every
+/// later stage walks it by recursion.
+const MOST_OPERATORS: usize = 256;
 
 impl Build<'_, '_, '_> {
     /// A whole expression.
@@ -37,7 +38,8 @@ impl Build<'_, '_, '_> {
             return Some(());
         }
         if before <= MOST_OPERATORS {
-            let message = format!("this expression has more than {MOST_OPERATORS} operators");
+            let message =
+                format!("this expression has more than {MOST_OPERATORS} operators, not counting comparisons");
             self.sink.push(
                 Diagnostic::error("E014", span, message)
                     .help("write `x in { 1, 2, 3 }` for `x == 1 or x == 2 or x == 3`, or several rules"),
@@ -101,7 +103,6 @@ impl Build<'_, '_, '_> {
         let value = Box::new(left);
         let negated = child(pair, Rule::kw_not).is_some();
         let kind = if let Some(operator) = child(pair, Rule::compare) {
-            self.operators(1, self.span(pair))?;
             let right = self.bits(&sides.next()?)?;
             ExprKind::Compare(compare_op(operator.as_str())?, value, Box::new(right))
         } else if let Some(list) = child(pair, Rule::list) {

@@ -99,9 +99,11 @@ pub(super) fn split(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) -> 
 /// Looks at the brackets of an expression that stands alone. `None` where what is wrong was said.
 pub(super) fn single(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) -> Option<Chunk> {
     let mut brackets = Brackets::new(input, tokens);
-    let sound = (0..tokens.len()).fold(true, |sound, at| brackets.take(at, sink) && sound);
+    let mut sound = tokens.len() <= LONGEST_ITEM;
+    for at in 0..tokens.len() {
+        sound &= brackets.take(at, sink);
+    }
     let missing = brackets.close_all(None, sink);
-    let sound = sound && tokens.len() <= LONGEST_ITEM;
     sound.then_some(Chunk {
         first: 0,
         last: tokens.len(),
@@ -137,6 +139,7 @@ fn judge_first_word(input: Input<'_>, tokens: &[Token], chunk: &mut Chunk, sink:
         };
         d.help.push(match near {
             Some(near) => format!("did you mean `{near}`?"),
+            None if written == "/" => "a comment begins with `#` and ends with the line".to_owned(),
             None => {
                 "an item begins with `param`, `set`, `span`, `buffer`, `budget`, `start`, `rule` or `test`"
                     .to_owned()
@@ -256,6 +259,10 @@ impl<'t> Brackets<'t> {
                 d.labels.push(Label { span: place, text });
             }
         });
+        // `(]`: one slip, not two. A brace stays open: it is an item's.
+        if top.is_some_and(|(sign, _)| sign != '{') {
+            self.leave();
+        }
         false
     }
 
@@ -277,7 +284,7 @@ impl<'t> Brackets<'t> {
             _ => '}',
         };
         let span = self.span(left.token);
-        let end = self.input.text.len();
+        let end = self.tokens.last().map_or(0, |token| token.end);
         let noticed = noticed.map_or(self.input.span(end, end), |at| self.span(at));
         sink.error("E004", span, |d| {
             d.message = format!("this `{}` is not closed", left.sign);
