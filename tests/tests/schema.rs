@@ -437,7 +437,7 @@ fn the_verifier_takes_what_is_called_direct() -> anyhow::Result<()> {
                 .step_by(members.len() / 4 + 1)
                 .chain(members.last());
             let mut paths: Vec<_> = paths
-                .map(|member| format!("{}.{member}", argument.name))
+                .map(|(member, _)| format!("{}.{member}", argument.name))
                 .collect();
             // And one hop further, where a member is a pointer to a structure.
             let deeper = paths.iter().filter_map(|path| {

@@ -115,11 +115,10 @@ fn find(schema: &KernelSchema, name: &str) -> anyhow::Result<Arc<Event>> {
         return Ok(event);
     }
     let alike = of_name(&format!("*{event}*"));
-    let others = if alike.is_empty() { of_name("*") } else { alike };
-    anyhow::bail!(
-        "this kernel has no event `{name}`; it has {}, …",
-        others.join(", ")
-    )
+    if alike.is_empty() {
+        anyhow::bail!("this kernel has no event `{name}`; `lkst events` lists those that it has");
+    }
+    anyhow::bail!("this kernel has no event `{name}`; it has {}", alike.join(", "))
 }
 
 fn shown_field(field: &Field) -> ShownField<'_> {
@@ -147,11 +146,13 @@ fn shown_arguments<'e>(schema: &KernelSchema, event: &'e Event) -> Vec<ShownArgu
         .map(|argument| {
             let value = schema.argument(event, &[name(&argument.name)]).ok();
             let members = schema.argument_members(event, &argument.name);
-            let members = members.iter().map(|member| {
-                let found = schema.argument(event, &[name(&argument.name), name(member)]).ok();
+            let members = members.into_iter().map(|(member, c_type)| {
+                let found = schema
+                    .argument(event, &[name(&argument.name), name(&member)])
+                    .ok();
                 ShownMember {
                     path: format!("args.{}.{member}", argument.name),
-                    c_type: found.as_ref().map(|f| f.declared.clone()).unwrap_or_default(),
+                    c_type,
                     ty: found.map(|f| type_name(f.ty)),
                 }
             });

@@ -576,4 +576,4 @@ fn hash(kind: Kind, name: &str) -> u32 {
 
 #[cfg(test)]
 #[path = "btf_tests.rs"]
-mod tests;
+pub(crate) mod tests;

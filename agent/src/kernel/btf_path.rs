@@ -101,39 +101,50 @@ pub fn resolve(btf: &Btf, start: Start, steps: &[PathStep], first: usize) -> Res
     })
 }
 
-/// The named members that `.name` could be behind a value of this type, through one pointer and anonymous members.
+/// The members that `.name` could be behind a value of this type, through one pointer and anonymous members: their
+/// names and their types in C.
 #[must_use]
-pub fn member_names(btf: &Btf, ty: Id) -> Vec<String> {
+pub fn members(btf: &Btf, ty: Id) -> Vec<(String, String)> {
     let stripped = btf.ty(ty).and_then(CType::strip);
     let target = match stripped {
         Some(t) if t.kind == Kind::Ptr => t.target().and_then(CType::strip),
         other => other,
     };
-    target.map(|t| names_of(btf, t)).unwrap_or_default()
+    let named = target.map(|t| named_members(btf, t)).unwrap_or_default();
+    let declared = |id| btf.ty(id).map_or_else(|| "?".to_owned(), CType::declared);
+    named
+        .into_iter()
+        .map(|member| (member.name.to_owned(), declared(member.ty)))
+        .collect()
 }
 
 fn names_of(btf: &Btf, ty: CType<'_>) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut open = vec![ty];
-    let mut seen = 0;
-    while let Some(ty) = open.pop() {
-        let mut inner = Vec::new();
+    named_members(btf, ty)
+        .into_iter()
+        .map(|member| member.name.to_owned())
+        .collect()
+}
+
+/// The named members of a structure and of its anonymous members, in the order in which they are written.
+fn named_members<'b>(btf: &'b Btf, ty: CType<'b>) -> Vec<Member<'b>> {
+    fn go<'b>(btf: &'b Btf, ty: CType<'b>, depth: usize, found: &mut Vec<Member<'b>>, budget: &mut usize) {
         for member in ty.members() {
-            seen += 1;
-            if seen > MAX_MEMBERS {
-                return names;
-            }
+            let Some(left) = budget.checked_sub(1) else { return };
+            *budget = left;
             if !member.name.is_empty() {
-                names.push(member.name.to_owned());
-            } else if let Some(nested) = btf.ty(member.ty).and_then(CType::strip) {
-                inner.push(nested);
+                found.push(member);
+            } else if let Some(nested) = btf
+                .ty(member.ty)
+                .and_then(CType::strip)
+                .filter(|_| depth < MAX_CHAIN)
+            {
+                go(btf, nested, depth + 1, found, budget);
             }
-        }
-        if open.len() < MAX_CHAIN {
-            open.extend(inner.into_iter().rev());
         }
     }
-    names
+    let mut found = Vec::new();
+    go(btf, ty, 0, &mut found, &mut MAX_MEMBERS.to_owned());
+    found
 }
 
 /// The member of that name, by way of anonymous members; its offset counts from the start of `ty`. With it, whether
@@ -241,31 +252,31 @@ impl<'b> Walk<'b> {
                 }
                 Some(target) if target.kind == Kind::Fwd => {
                     return refuse(format!(
-                        "the kernel's type information does not say what {} holds",
+                        "the kernel's type information does not say what `{}` holds",
                         target.declared()
                     ));
                 }
                 _ => {
                     return refuse(format!(
-                        "what is before it is a {}, which has no members",
+                        "what is before it is `{}`, which has no members",
                         ty.declared()
                     ));
                 }
             }
         } else if !is_record(ty) {
             return refuse(format!(
-                "what is before it is a {}, which has no members",
+                "what is before it is `{}`, which has no members",
                 self.ty.declared()
             ));
         } else if self.offset.is_none() {
             return refuse(format!(
-                "the argument is a {} by value; lkst reads structures behind pointers only",
+                "the argument is a `{}` by value; lkst reads structures behind pointers only",
                 ty.declared()
             ));
         }
         let Some((member, plain)) = find_member(btf, ty, name) else {
             return Err((
-                format!("{} has no member of that name", ty.declared()),
+                format!("`{}` has no member of that name", ty.declared()),
                 names_of(btf, ty),
             ));
         };
@@ -304,14 +315,14 @@ impl<'b> Walk<'b> {
                 self.direct &= number == 0;
                 Some(self.ty)
             }
-            _ => return refuse(format!("a {} has no elements", self.ty.declared())),
+            _ => return refuse(format!("`{}` has no elements", self.ty.declared())),
         };
         let Some(element) = element else {
             return refuse("its elements are of an unknown type");
         };
         let Some(size) = element.size().filter(|&size| size != 0) else {
             return refuse(format!(
-                "its elements, {}, have no known size",
+                "its elements, `{}`, have no known size",
                 element.declared()
             ));
         };
@@ -368,7 +379,7 @@ impl<'b> Walk<'b> {
                 Kind::Array => array(ty)?,
                 Kind::Struct | Kind::Union => {
                     return Err((
-                        format!("{declared} is not one value: name a member"),
+                        format!("`{declared}` is not one value: name a member"),
                         names_of(ty.btf(), ty),
                     ));
                 }
@@ -430,7 +441,7 @@ fn scalar(ty: CType<'_>) -> Result<Type, Refusal> {
             count: 16,
         }),
         (Kind::Void, _) => refuse("nothing is known of what lies there (void)"),
-        _ => refuse(format!("a {} is no value that a rule can use", ty.declared())),
+        _ => refuse(format!("`{}` is no value that a rule can use", ty.declared())),
     }
 }
 
@@ -462,7 +473,7 @@ fn array(ty: CType<'_>) -> Result<Type, Refusal> {
             }),
         },
         _ => refuse(format!(
-            "an array of {}: name an element, such as `[0]`",
+            "an array of `{}`: name an element, such as `[0]`",
             element.declared()
         )),
     }

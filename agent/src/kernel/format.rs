@@ -176,7 +176,8 @@ fn words(ty: &str) -> String {
     let spread = ty.replace('*', " * ");
     let mut out = String::with_capacity(ty.len());
     for word in spread.split_whitespace() {
-        if !out.is_empty() && !(word == "*" && out.ends_with('*')) {
+        let joined = out.is_empty() || (word == "*" && out.ends_with('*'));
+        if !joined {
             out.push(' ');
         }
         out.push_str(word);

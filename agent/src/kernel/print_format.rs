@@ -40,13 +40,26 @@ pub fn symbols(print: &str, field: &str, enumerator: &dyn Fn(&str) -> Option<i64
         } else {
             table
         };
+        let mut add = |name: String, value: i64| {
+            if !found.iter().any(|(n, v)| *n == name && *v == value) {
+                found.push((name, value));
+            }
+        };
+        // `x & mask ? __print_flags(x & mask, …) : "R"`: the name of no flag at all.
+        let behind = at + 2 + inner.len() + 1;
+        if flags
+            && let Some([Token::Mark(':'), Token::Text(name)]) = tokens.get(behind..behind + 2)
+            && !name.is_empty()
+        {
+            add((*name).to_owned(), 0);
+        }
         for entry in table {
             let Some((name, value)) = entry_of(entry, enumerator) else {
                 continue;
             };
             let shows_itself = Evaluator::run(shown, Some(value), enumerator) == Some(value);
-            if shows_itself && !found.iter().any(|(n, v)| *n == name && *v == value) {
-                found.push((name, value));
+            if shows_itself {
+                add(name, value);
             }
         }
     }
@@ -324,8 +337,11 @@ fn is_type_word(name: &str) -> bool {
     WORDS.contains(&name) || name.ends_with("_t")
 }
 
+/// What an operator computes; `None` where C leaves it undefined.
+type Compute = fn(i64, i64) -> Option<i64>;
+
 /// An operator's strength, as in C, and what it computes.
-fn operator(token: Token<'_>) -> Option<(u8, fn(i64, i64) -> Option<i64>)> {
+fn operator(token: Token<'_>) -> Option<(u8, Compute)> {
     Some(match token {
         Token::Mark('|') => (1, |a, b| Some(a | b)),
         Token::Mark('^') => (2, |a, b| Some(a ^ b)),

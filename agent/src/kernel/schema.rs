@@ -51,6 +51,9 @@ pub enum SchemaError {
 /// An enumerator: its enum's type, its value.
 type Enumerator = (Id, i64);
 
+/// What was read so far, by system and name; `None` for what cannot be used.
+type ReadEvents = HashMap<(String, String), Option<Arc<Event>>>;
+
 /// The running kernel, as far as rules can name it.
 #[derive(Debug)]
 pub struct KernelSchema {
@@ -59,7 +62,7 @@ pub struct KernelSchema {
     names: Vec<(String, String)>,
     /// Rows by `system:name`.
     catalogue: HashMap<String, Vec<Row>>,
-    read: RefCell<HashMap<(String, String), Option<Arc<Event>>>>,
+    read: RefCell<ReadEvents>,
     enumerators: OnceCell<HashMap<u64, Vec<Enumerator>>>,
     hz: OnceCell<Option<u64>>,
     syscall_names: Vec<&'static str>,
@@ -121,14 +124,15 @@ impl KernelSchema {
         *self.hz.get_or_init(super::hz::of_this_kernel)
     }
 
-    /// The members behind an argument of an event that is a pointer to a structure; none for others.
+    /// The members behind an argument of an event that is a pointer to a structure: their names and types in C; none
+    /// for other arguments.
     #[must_use]
-    pub fn argument_members(&self, event: &Event, argument: &str) -> Vec<String> {
+    pub fn argument_members(&self, event: &Event, argument: &str) -> Vec<(String, String)> {
         let known = self.btf.as_ref().zip(self.typed_arguments(event));
         known
             .and_then(|(btf, arguments)| {
                 let argument = arguments.iter().find(|a| a.name == argument)?;
-                Some(btf_path::member_names(btf, argument.ty))
+                Some(btf_path::members(btf, argument.ty))
             })
             .unwrap_or_default()
     }
