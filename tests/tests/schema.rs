@@ -136,6 +136,12 @@ fn numbers_are_those_that_ftrace_sees() -> anyhow::Result<()> {
     let Some(schema) = kernel_schema("numbers_are_those_that_ftrace_sees")? else {
         return Ok(());
     };
+    if !schema.tracefs().root().join("options/fields").exists() {
+        eprintln!(
+            "numbers_are_those_that_ftrace_sees: skipped: this kernel (before 6.4) shows no raw fields"
+        );
+        return Ok(());
+    }
     let instance = schema
         .tracefs()
         .root()

@@ -5,7 +5,7 @@
 //!
 //! INVARIANT: total on any bytes. Every read is bounded by the input, every chain of types by [`MAX_CHAIN`].
 //! INVARIANT: beside the bytes themselves an index costs eight bytes a type and four a bucket, and is made in one
-//! pass (about 5 ms for the 120,000 types of a distribution's kernel).
+//! pass (10 ms for the 127,000 types of Linux 6.18 with everything built in).
 
 use std::fmt::Write as _;
 

@@ -132,7 +132,7 @@ fn missing_capabilities(status: &str) -> Vec<Missing> {
             Missing::new(
                 name,
                 format!("this process does not have it, and it {use_of}"),
-                "run lkst as root",
+                format!("run lkst as root, or grant it (systemd: `AmbientCapabilities={name}`)"),
             )
         })
         .collect()

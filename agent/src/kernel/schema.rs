@@ -2,9 +2,9 @@
 //!
 //! In: a [`Tracefs`], and BTF where the kernel has it. Out: events, their fields, arguments, types and symbols.
 //!
-//! A kernel has 2,300 events and a pack names ten: only the names are read at once (6 ms), an event's format when it
-//! is asked for, and the index of enumerators (4 ms) with the first one that is looked up. It is made for a
-//! compilation and dropped after it: BTF alone holds 6 MB.
+//! A kernel has 2,300 events and a pack names ten: only the names are read at once (3 ms), an event's format when it
+//! is asked for (0.3 ms), and the index of enumerators with the first one that is looked up (12 ms). It is made for a
+//! compilation and dropped after it: BTF and its index hold 7 MB.
 //!
 //! INVARIANT: an event whose format cannot be read or understood is not there: `event` is `None`, and the reason is in
 //! the log. INVARIANT: the kernel does not change while this lives; what was read once is not read again.

@@ -53,19 +53,28 @@ impl Tracefs {
     /// Finds tracefs, or mounts it for us alone.
     ///
     /// # Errors
-    /// [`TracefsError::Mount`].
+    /// [`TracefsError`].
     pub fn open() -> Result<Tracefs, TracefsError> {
+        let mut denied = None;
         for path in USUAL {
-            if Path::new(path).join("events").is_dir() {
-                return Ok(Tracefs {
-                    root: path.into(),
-                    held: Held::Theirs,
-                });
+            let events = Path::new(path).join("events");
+            match fs::read_dir(&events) {
+                Ok(_) => {
+                    return Ok(Tracefs {
+                        root: path.into(),
+                        held: Held::Theirs,
+                    });
+                }
+                Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                    denied.get_or_insert(TracefsError::Read { path: events, source });
+                }
+                Err(_) => {}
             }
         }
+        // That it is there and closed says more than that we may not mount another.
         mount_unseen()
             .or_else(|_| mount_on_folder())
-            .map_err(TracefsError::Mount)
+            .map_err(|error| denied.unwrap_or(TracefsError::Mount(error)))
     }
 
     /// Takes a folder to be tracefs, for tests.
