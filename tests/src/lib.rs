@@ -26,3 +26,19 @@ pub fn kernel_schema(test: &str) -> anyhow::Result<Option<KernelSchema>> {
         }
     }
 }
+
+/// True where programs can be loaded. Where they cannot that is said aloud; with `LKST_REQUIRE_KERNEL=1` it is an error.
+///
+/// # Errors
+/// What is missing, where it is required.
+pub fn kernel_takes_programs(test: &str) -> anyhow::Result<bool> {
+    let Err(missing) = lkst::kernel::features::probe() else {
+        return Ok(true);
+    };
+    let missing: Vec<_> = missing.iter().map(ToString::to_string).collect();
+    if std::env::var_os("LKST_REQUIRE_KERNEL").is_some_and(|value| value == "1") {
+        anyhow::bail!("{}", missing.join("; "));
+    }
+    eprintln!("{test}: skipped: {}", missing.join("; "));
+    Ok(false)
+}

@@ -14,7 +14,7 @@ use lkst_probes::catalogue;
 use lkst_rules::schema::{
     Base, Event, Origin, Path, PathStep, Place, Recipe, Resolved, Schema, Symbols, Type,
 };
-use lkst_tests::kernel_schema;
+use lkst_tests::{kernel_schema, kernel_takes_programs};
 
 fn steps(path: &str) -> Vec<PathStep> {
     path.split('.')
@@ -408,7 +408,8 @@ fn accepts(schema: &KernelSchema, event: &Event, resolved: &Resolved) -> Result<
 
 #[test]
 fn the_verifier_takes_what_is_called_direct() -> anyhow::Result<()> {
-    let Some(schema) = kernel_schema("the_verifier_takes_what_is_called_direct")? else {
+    let name = "the_verifier_takes_what_is_called_direct";
+    let (Some(schema), true) = (kernel_schema(name)?, kernel_takes_programs(name)?) else {
         return Ok(());
     };
     let mut refused = Vec::new();
