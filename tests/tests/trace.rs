@@ -11,7 +11,7 @@ use lkst::trace::metadata::TraceInfo;
 use lkst::trace::raw::RawStream;
 use lkst::trace::seal::{self, SaveError, Saved};
 use lkst_probes::layout::{Encoding, PAGE_BYTES, RecordLayout, page, record};
-use lkst_tests::babeltrace::{assert_same_as_show, show_json, show_text};
+use lkst_tests::babeltrace::{assert_same_as_show, same_as_show, show_json, show_text};
 use lkst_tests::ring::{Cell, Reserved, Ring, encode};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -86,7 +86,7 @@ fn a_record_is_shown_as_people_and_programs_read_it() {
         "time_ns": 12_000_000_345_u64, "cpu": 3, "pack": "io", "buffer": "main", "event": "task:task_rename", "pid": 10,
         "tid": 11, "comm": "bash", "fields": {"pid": 5, "comm": "cat dog", "path": "/\u{1b}\\xff"},
     });
-    assert_eq!(show_json(&[folder.clone()]).unwrap(), [line]);
+    assert_eq!(show_json(std::slice::from_ref(&folder)).unwrap(), [line]);
     assert_eq!(assert_same_as_show(&folder), 1);
 
     let incident: Incident =
@@ -107,7 +107,7 @@ fn files_are_their_owners_alone_and_nothing_is_left_beside_them() {
     let rename = rename();
     let mut ring = Ring::new("main", 0, 2, 1, 1);
     ring.write(&rename, encode(&rename, 1, 10, 11, &cells(5)));
-    save(&folder, &[rename.clone()], vec![ring.raw.clone()]);
+    save(&folder, std::slice::from_ref(&rename), vec![ring.raw.clone()]);
     for (path, mode) in [
         ("", 0o700),
         ("ctf", 0o700),
@@ -197,14 +197,9 @@ fn a_record_saved_in_two_incidents_is_shown_once() {
         ring.write(&rename, encode(&rename, 7 + number / 2, 1, 1, &cells(number)));
     }
     save(&dir.path().join("2"), &layouts, vec![ring.raw.clone()]);
-    let other = Ring {
-        raw: RawStream {
-            instance_id: 100,
-            ..ring.raw.clone()
-        },
-        ..ring.clone()
-    };
-    save(&dir.path().join("3"), &layouts, vec![other.raw]);
+    let mut other = ring.raw.clone();
+    other.instance_id = 100;
+    save(&dir.path().join("3"), &layouts, vec![other]);
     let lines = show_json(&[dir.path().join("1"), dir.path().join("2")]).unwrap();
     assert_eq!(lines.len(), 66);
     assert!(lines.is_sorted_by_key(|line| line["time_ns"].as_u64()));
@@ -224,13 +219,21 @@ fn what_was_overwritten_lost_or_given_up_is_counted_and_read_without_a_warning()
     for number in 0..1000 {
         ring.write(&rename, encode(&rename, number, 1, 1, &cells(number)));
     }
-    let saved = save(&dir.path().join("a"), &[rename.clone()], vec![ring.raw.clone()]);
+    let saved = save(
+        &dir.path().join("a"),
+        std::slice::from_ref(&rename),
+        vec![ring.raw.clone()],
+    );
     assert!(saved.streams[0].overwritten_pages > 3, "{saved:?}");
     assert_eq!(assert_same_as_show(&dir.path().join("a")) as u64, saved.records);
 
     ring.raw.floor = ring.raw.pos;
     ring.write(&rename, encode(&rename, 2000, 1, 1, &cells(0)));
-    let saved = save(&dir.path().join("b"), &[rename.clone()], vec![ring.raw.clone()]);
+    let saved = save(
+        &dir.path().join("b"),
+        std::slice::from_ref(&rename),
+        vec![ring.raw.clone()],
+    );
     assert_eq!((saved.records, saved.streams[0].overwritten_pages), (1, 0));
 
     ring.raw.lost = 3;
@@ -246,7 +249,7 @@ fn seal_discarded(path: &Path) -> u64 {
 #[test]
 fn a_crash_between_reserving_and_marking_is_one_torn_record() {
     let rename = rename();
-    let classes = lkst::trace::decode::Classes::of_layouts(&[rename.clone()]);
+    let classes = lkst::trace::decode::Classes::of_layouts(std::slice::from_ref(&rename));
     for before in [0, 2, 27, 40] {
         let mut ring = Ring::new("main", 0, 3, 1, 1);
         for number in 0..before {
@@ -443,13 +446,14 @@ proptest! {
             prop_assert!(saved.records <= all);
         }
         if lost == 0 {
-            prop_assert_eq!(assert_same_as_show(&folder) as u64, saved.records);
+            let read = same_as_show(&folder).map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
+            prop_assert_eq!(read as u64, saved.records);
         }
         // Packets are rebuilt: nothing of the ring's padding is left.
         for stream in saved.streams {
             if let Some(file) = stream.file {
                 let bytes = fs::read(folder.join("ctf").join(file)).unwrap();
-                prop_assert!(bytes.len() % record::ALIGN == 0);
+                prop_assert!(bytes.len().is_multiple_of(record::ALIGN));
             }
         }
     }
