@@ -55,7 +55,7 @@ pub const SYNTAX: &[Code] = &[
     code("E028", "a word of expressions used as a name"),
     code("E029", "`language` that is not the first item"),
     code("E030", "more syntax errors than are shown"),
-    code("E031", "an item that is too long"),
+    code("E031", "an item or expression that is too long"),
 ];
 
 /// Every code there is.

@@ -297,11 +297,15 @@ impl CutLine {
 
     /// Bytes of the line → bytes of what is shown; what was cut is at the edge.
     fn range(&self, bytes: Range<usize>) -> Range<usize> {
-        let map = |byte: usize| {
-            let at = self.steps.partition_point(|(from, _)| *from < byte);
-            self.steps.get(at).or(self.steps.last()).map_or(0, |(_, to)| *to)
-        };
-        map(bytes.start)..map(bytes.end)
+        let shown = |at: usize| self.steps.get(at).or(self.steps.last()).map_or(0, |(_, to)| *to);
+        // Outwards to whole characters.
+        let start = shown(
+            self.steps
+                .partition_point(|(from, _)| *from <= bytes.start)
+                .saturating_sub(1),
+        );
+        let end = shown(self.steps.partition_point(|(from, _)| *from < bytes.end));
+        start..end.max(start)
     }
 }
 

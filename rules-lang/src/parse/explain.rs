@@ -11,6 +11,7 @@ use pest::error::{Error, ErrorVariant, InputLocation};
 use super::grammar::Rule;
 use super::lexer::{Input, Kind, Token};
 use super::sink::quote;
+use super::split::RESERVED;
 use crate::diagnostic::Diagnostic;
 use crate::nearest::nearest;
 use crate::source::Span;
@@ -18,7 +19,6 @@ use crate::source::Span;
 const ACTIONS: [&str; 9] = [
     "enable", "disable", "switch", "save", "notify", "count", "measure", "stack", "stop",
 ];
-const RESERVED: [&str; 9] = ["and", "or", "not", "in", "like", "as", "true", "false", "nothing"];
 const COMPARISONS: [&str; 6] = ["==", "!=", "<", "<=", ">", ">="];
 /// The clauses of a member in their order.
 const MEMBER_CLAUSES: [&str; 4] = ["except", "with", "sample", "record"];

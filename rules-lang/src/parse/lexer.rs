@@ -274,8 +274,12 @@ impl<'a> Lexer<'a, '_, '_> {
     }
 
     fn single_quoted(&mut self) {
-        let line = self.rest().lines().next().unwrap_or("");
-        let Some(length) = line.get(1..).and_then(|l| l.find('\'')) else {
+        // Up to the next of either, so that a line of a thousand quotes is not searched a thousand times.
+        let after = self.rest().get(1..).unwrap_or("");
+        let Some(length) = after
+            .find(['\'', '\n'])
+            .filter(|at| after.as_bytes().get(*at) == Some(&b'\''))
+        else {
             return self.stray('\'');
         };
         let (start, end) = (self.at, self.at + length + 2);

@@ -40,10 +40,12 @@ impl<'d> Sink<'d> {
 
     /// An error whose text is made only if it is shown.
     pub(super) fn error(&mut self, code: &'static str, span: Span, fill: impl FnOnce(&mut Diagnostic)) {
-        let mut diagnostic = Diagnostic::error(code, span, String::new());
-        if self.found.len() < MOST {
-            fill(&mut diagnostic);
+        if self.found.len() > MOST {
+            self.places.push(span.start);
+            return;
         }
+        let mut diagnostic = Diagnostic::error(code, span, String::new());
+        fill(&mut diagnostic);
         self.push(diagnostic);
     }
 

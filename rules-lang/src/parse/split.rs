@@ -23,6 +23,9 @@ pub(super) const ITEMS: [&str; 9] = [
     "language", "param", "set", "span", "buffer", "budget", "start", "rule", "test",
 ];
 
+/// The words that no item can be named by: an expression needs them.
+pub(super) const RESERVED: [&str; 9] = ["and", "or", "not", "in", "like", "as", "true", "false", "nothing"];
+
 /// What seems to be one item: tokens `first..last`.
 #[derive(Debug)]
 pub(super) struct Chunk {
@@ -99,7 +102,11 @@ pub(super) fn split(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) -> 
 /// Looks at the brackets of an expression that stands alone. `None` where what is wrong was said.
 pub(super) fn single(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) -> Option<Chunk> {
     let mut brackets = Brackets::new(input, tokens);
-    let mut sound = tokens.len() <= LONGEST_ITEM;
+    if tokens.len() > LONGEST_ITEM {
+        sink.push(too_long(input, tokens.first(), "expression"));
+        return None;
+    }
+    let mut sound = true;
     for at in 0..tokens.len() {
         sound &= brackets.take(at, sink);
     }
@@ -112,6 +119,16 @@ pub(super) fn single(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) ->
     })
 }
 
+fn too_long(input: Input<'_>, first: Option<&Token>, what: &str) -> Diagnostic {
+    let span = first.map_or(input.span(0, 0), |token| input.span(token.start, token.end));
+    Diagnostic::error(
+        "E031",
+        span,
+        format!("this {what} has more than {LONGEST_ITEM} words and signs"),
+    )
+    .help("divide it into several")
+}
+
 /// An item must begin with one of [`ITEMS`].
 fn judge_first_word(input: Input<'_>, tokens: &[Token], chunk: &mut Chunk, sink: &mut Sink<'_>) {
     let Some(token) = tokens.get(chunk.first) else {
@@ -120,11 +137,7 @@ fn judge_first_word(input: Input<'_>, tokens: &[Token], chunk: &mut Chunk, sink:
     let written = token.text(input.text);
     if chunk.last - chunk.first > LONGEST_ITEM {
         chunk.hopeless = true;
-        let message = format!("this item has more than {LONGEST_ITEM} words and signs");
-        sink.push(
-            Diagnostic::error("E031", input.span(token.start, token.end), message)
-                .help("divide it into several"),
-        );
+        sink.push(too_long(input, Some(token), "item"));
     }
     if ITEMS.contains(&written) || (chunk.hopeless && token.kind == Kind::Sign) {
         return;
@@ -358,7 +371,7 @@ impl<'t> Words<'t> {
     /// Does an item begin here, though a bracket is open? Only what cannot stand inside any item counts.
     fn begin_item_surely(&self, first: usize) -> bool {
         let opens = match self.get(0) {
-            "set" | "span" | "buffer" | "rule" => self.kind(1) == Some(Kind::Word) && self.get(2) == "{",
+            "set" | "span" | "buffer" | "rule" => self.is_named() && self.get(2) == "{",
             "test" => self.kind(1) == Some(Kind::Text) && self.get(2) == "{",
             _ => false,
         };
@@ -372,8 +385,13 @@ impl<'t> Words<'t> {
         opens || at_margin && !in_test && ITEMS.contains(&self.get(0)) && self.looks_like_item()
     }
 
+    /// `set x`, not the field in `set in { 1, 2 }`.
+    fn is_named(&self) -> bool {
+        self.kind(1) == Some(Kind::Word) && !RESERVED.contains(&self.get(1))
+    }
+
     fn looks_like_item(&self) -> bool {
-        let named = self.kind(1) == Some(Kind::Word);
+        let named = self.is_named();
         match self.get(0) {
             "param" => named && self.get(2) == "=",
             "set" => named && matches!(self.get(2), "{" | "max"),
