@@ -82,8 +82,18 @@ pub fn eval(expr: &Expr, hit: &dyn Hit) -> Value {
         Node::Load(load) => loaded(load, expr.ty, hit),
         Node::Negate(of) => Value::Int(int(of).wrapping_neg()),
         Node::Complement(of) => Value::Int(!int(of)),
-        Node::Binary { op, signed, left, right } => Value::Int(arithmetic(*op, *signed, int(left), int(right))),
-        Node::Compare { op, signed, left, right } => Value::Bool(compare(*op, *signed, int(left), int(right))),
+        Node::Binary {
+            op,
+            signed,
+            left,
+            right,
+        } => Value::Int(arithmetic(*op, *signed, int(left), int(right))),
+        Node::Compare {
+            op,
+            signed,
+            left,
+            right,
+        } => Value::Bool(compare(*op, *signed, int(left), int(right))),
         Node::TextEqual { left, right, negated } => Value::Bool(match (text(left), text(right)) {
             (Some(left), Some(right)) => (left == right) != *negated,
             _ => false,
@@ -94,18 +104,31 @@ pub fn eval(expr: &Expr, hit: &dyn Hit) -> Value {
         Node::InTexts { value, list, negated } => {
             Value::Bool(text(value).is_some_and(|text| list.contains(&text) != *negated))
         }
-        Node::InRange { value, low, high, signed, negated } => {
+        Node::InRange {
+            value,
+            low,
+            high,
+            signed,
+            negated,
+        } => {
             let value = int(value);
             let inside = compare(CompareOp::LessEqual, *signed, int(low), value)
                 && compare(CompareOp::LessEqual, *signed, value, int(high));
             Value::Bool(inside != *negated)
         }
-        Node::Like { value, open_start, body, open_end, negated } => Value::Bool(
-            text(value).is_some_and(|text| like(&text, *open_start, body, *open_end) != *negated),
-        ),
-        Node::Str { pointer, user } => {
-            Value::Text(hit.text_at(int(pointer), *user).map(|text| cut(text, LONGEST_TEXT)))
+        Node::Like {
+            value,
+            open_start,
+            body,
+            open_end,
+            negated,
+        } => {
+            Value::Bool(text(value).is_some_and(|text| like(&text, *open_start, body, *open_end) != *negated))
         }
+        Node::Str { pointer, user } => Value::Text(
+            hit.text_at(int(pointer), *user)
+                .map(|text| cut(text, LONGEST_TEXT)),
+        ),
         Node::Not(of) => Value::Bool(!truth(of)),
         Node::And(left, right) => Value::Bool(truth(left) && truth(right)),
         Node::Or(left, right) => Value::Bool(truth(left) || truth(right)),
@@ -146,16 +169,22 @@ pub fn arithmetic(op: BinaryOp, signed: bool, left: u64, right: u64) -> u64 {
         BinaryOp::Xor => left ^ right,
         BinaryOp::And => left & right,
         BinaryOp::ShiftLeft => left.wrapping_shl(low_bits(right)),
-        BinaryOp::ShiftRight if signed => as_unsigned(as_signed(left).wrapping_shr(low_bits(right))),
+        BinaryOp::ShiftRight if signed => left.cast_signed().wrapping_shr(low_bits(right)).cast_unsigned(),
         BinaryOp::ShiftRight => left.wrapping_shr(low_bits(right)),
         BinaryOp::Add => left.wrapping_add(right),
         BinaryOp::Subtract => left.wrapping_sub(right),
         BinaryOp::Multiply => left.wrapping_mul(right),
         BinaryOp::Divide if right == 0 => 0,
-        BinaryOp::Divide if signed => as_unsigned(as_signed(left).wrapping_div(as_signed(right))),
+        BinaryOp::Divide if signed => left
+            .cast_signed()
+            .wrapping_div(right.cast_signed())
+            .cast_unsigned(),
         BinaryOp::Divide => left / right,
         BinaryOp::Remainder if right == 0 => left,
-        BinaryOp::Remainder if signed => as_unsigned(as_signed(left).wrapping_rem(as_signed(right))),
+        BinaryOp::Remainder if signed => left
+            .cast_signed()
+            .wrapping_rem(right.cast_signed())
+            .cast_unsigned(),
         BinaryOp::Remainder => left % right,
     }
 }
@@ -163,7 +192,11 @@ pub fn arithmetic(op: BinaryOp, signed: bool, left: u64, right: u64) -> u64 {
 /// `left op right` of two 64-bit integers.
 #[must_use]
 pub fn compare(op: CompareOp, signed: bool, left: u64, right: u64) -> bool {
-    let order = if signed { as_signed(left).cmp(&as_signed(right)) } else { left.cmp(&right) };
+    let order = if signed {
+        left.cast_signed().cmp(&right.cast_signed())
+    } else {
+        left.cmp(&right)
+    };
     match op {
         CompareOp::Equal => order.is_eq(),
         CompareOp::NotEqual => order.is_ne(),
@@ -188,15 +221,3 @@ pub fn like(text: &[u8], open_start: bool, body: &[u8], open_end: bool) -> bool 
 fn low_bits(shift: u64) -> u32 {
     u32::from(shift.to_le_bytes()[0] & 63)
 }
-
-fn as_signed(value: u64) -> i64 {
-    i64::from_le_bytes(value.to_le_bytes())
-}
-
-fn as_unsigned(value: i64) -> u64 {
-    u64::from_le_bytes(value.to_le_bytes())
-}
-
-#[cfg(test)]
-#[path = "eval_tests.rs"]
-mod tests;

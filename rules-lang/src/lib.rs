@@ -10,11 +10,21 @@
 #![forbid(unsafe_code)]
 
 pub mod ast;
+mod check;
 pub mod codes;
+mod compile;
 pub mod diagnostic;
+pub mod eval;
 pub mod nearest;
 pub mod parse;
 pub mod plan;
+mod plan_print;
 pub mod print;
+mod resolve;
 pub mod schema;
 pub mod source;
+pub mod symbols;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use compile::{ConditionError, Options, Pack, compile, compile_condition};

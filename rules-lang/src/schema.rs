@@ -314,4 +314,14 @@ pub trait Schema {
 
     /// The names of the system calls, for suggestions.
     fn syscall_names(&self) -> Vec<&str>;
+
+    /// Timer ticks a second (`CONFIG_HZ`), where it is known: what `jiffies()` needs.
+    fn hz(&self) -> Option<u64> {
+        None
+    }
+
+    /// The architecture whose user API the names are of, as in `std::env::consts::ARCH`.
+    fn architecture(&self) -> &str {
+        std::env::consts::ARCH
+    }
 }

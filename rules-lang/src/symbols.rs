@@ -18,7 +18,13 @@ mod signal;
 
 type Table = &'static [(&'static str, i64)];
 
-static USER_API: [Table; 5] = [files::FILES, memory::MEMORY, network::NETWORK, process::PROCESS, bpf::BPF];
+static USER_API: [Table; 5] = [
+    files::FILES,
+    memory::MEMORY,
+    network::NETWORK,
+    process::PROCESS,
+    bpf::BPF,
+];
 
 /// What differs on aarch64 (arch/arm64/include/uapi/asm): the value there, or `None` where it lacks the name.
 static AARCH64: &[(&str, Option<i64>)] = &[
