@@ -1,5 +1,9 @@
 //! The agent and command `lkst`: rules in, kernel programs loaded and attached, traces out.
 
+pub mod cli;
 pub mod command;
+pub mod compile;
 pub mod kernel;
+pub mod pack;
+pub mod session;
 pub mod trace;

@@ -1,2 +1,7 @@
 //! The command `lkst`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lkst::cli::main()
+}

@@ -7,9 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use lkst_rules::Pack;
 use lkst_rules::diagnostic::Diagnostics;
-use lkst_rules::parse::source_from_bytes;
-use lkst_rules::{MAX_FILE_BYTES, Pack};
+use lkst_rules::parse::{LARGEST_FILE, source_from_bytes};
 use rustix::fs::{Mode, OFlags};
 
 /// What a path holds: packs, and what was wrong with the texts of each.
@@ -61,7 +61,10 @@ pub enum ReadError {
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> ReadError + '_ {
-    |error| ReadError::Io { path: path.to_owned(), error }
+    |error| ReadError::Io {
+        path: path.to_owned(),
+        error,
+    }
 }
 
 /// Reads the packs of a file, of a pack's folder, or of a folder of packs.
@@ -76,34 +79,54 @@ pub fn read(path: &Path) -> Result<Found, ReadError> {
         return Ok(found);
     }
     if !kind.is_dir() {
-        return Err(ReadError::NotAFile { path: path.to_owned() });
+        return Err(ReadError::NotAFile {
+            path: path.to_owned(),
+        });
     }
     if path.join("pack.toml").exists() {
         found.packs.push(read_pack(path, &rule_files(path)?)?);
         return Ok(found);
     }
     let mut places: Vec<PathBuf> = rule_files(path)?;
-    places.extend(entries(path)?.into_iter().filter(|entry| entry.join("pack.toml").is_file()));
+    places.extend(
+        entries(path)?
+            .into_iter()
+            .filter(|entry| entry.join("pack.toml").is_file()),
+    );
     places.sort();
     let mut seen: Vec<(String, PathBuf)> = Vec::new();
     for place in places {
-        let files = if place.is_dir() { rule_files(&place)? } else { vec![place.clone()] };
+        let files = if place.is_dir() {
+            rule_files(&place)?
+        } else {
+            vec![place.clone()]
+        };
         let (pack, diagnostics) = read_pack(&place, &files)?;
         if let Some((name, first)) = seen.iter().find(|(name, _)| *name == pack.name) {
-            return Err(ReadError::Twice { name: name.clone(), first: first.clone(), second: place });
+            return Err(ReadError::Twice {
+                name: name.clone(),
+                first: first.clone(),
+                second: place,
+            });
         }
         seen.push((pack.name.clone(), place));
         found.packs.push((pack, diagnostics));
     }
     if found.packs.is_empty() {
-        return Err(ReadError::Empty { path: path.to_owned() });
+        return Err(ReadError::Empty {
+            path: path.to_owned(),
+        });
     }
     Ok(found)
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, ReadError> {
     let mut entries = fs::read_dir(folder)
-        .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<io::Result<Vec<_>>>())
+        .and_then(|entries| {
+            entries
+                .map(|e| e.map(|e| e.path()))
+                .collect::<io::Result<Vec<_>>>()
+        })
         .map_err(io_error(folder))?;
     entries.sort();
     Ok(entries)
@@ -119,17 +142,24 @@ fn rule_files(folder: &Path) -> Result<Vec<PathBuf>, ReadError> {
 }
 
 fn read_pack(place: &Path, files: &[PathBuf]) -> Result<(Pack, Diagnostics), ReadError> {
-    let name = pack_name(place).ok_or_else(|| ReadError::Name { path: place.to_owned() })?;
+    let name = pack_name(place).ok_or_else(|| ReadError::Name {
+        path: place.to_owned(),
+    })?;
     if files.is_empty() {
-        return Err(ReadError::Empty { path: place.to_owned() });
+        return Err(ReadError::Empty {
+            path: place.to_owned(),
+        });
     }
     let mut diagnostics = Diagnostics::default();
     let mut sources = Vec::with_capacity(files.len());
     for (file, number) in files.iter().zip(0..) {
         let bytes = read_file(file)?;
         let shown = file.display().to_string();
-        let source = source_from_bytes(&shown, &bytes, number, &mut diagnostics);
-        sources.push(source.unwrap_or(lkst_rules::source::Source { name: shown, text: String::new() }));
+        let source = source_from_bytes(&shown, bytes, number, &mut diagnostics);
+        sources.push(source.unwrap_or(lkst_rules::source::Source {
+            name: shown,
+            text: String::new(),
+        }));
     }
     Ok((Pack { name, sources }, diagnostics))
 }
@@ -157,9 +187,13 @@ fn read_file(path: &Path) -> Result<Vec<u8>, ReadError> {
     let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| io_error(path)(e.into()))?;
     let file = File::from(file);
     if !file.metadata().map_err(io_error(path))?.is_file() {
-        return Err(ReadError::NotAFile { path: path.to_owned() });
+        return Err(ReadError::NotAFile {
+            path: path.to_owned(),
+        });
     }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error(path))?;
+    file.take(LARGEST_FILE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io_error(path))?;
     Ok(bytes)
 }

@@ -530,7 +530,8 @@ impl Asm {
     ///
     /// # Errors
     /// [`AsmError::TooFar`] where a jump does not fit and `long_jumps` (Linux 6.6) are not to be had.
-    pub fn finish(self, long_jumps: bool) -> Result<Code, AsmError> {
+    pub fn finish(mut self, long_jumps: bool) -> Result<Code, AsmError> {
+        self.drop_unreachable()?;
         // Which jumps are long. Making one long moves others apart, so repeat until nothing changes.
         let mut long: BTreeSet<usize> = BTreeSet::new();
         loop {
@@ -556,6 +557,46 @@ impl Asm {
                 return self.emit(&places, &long);
             }
         }
+    }
+
+    /// Drops what no path reaches: verifiers refuse it, and so nobody who emits need care whether the code before
+    /// falls through.
+    fn drop_unreachable(&mut self) -> Result<(), AsmError> {
+        let mut reached = vec![false; self.slots.len()];
+        let mut open = vec![0];
+        while let Some(index) = open.pop() {
+            let (Some(seen), Some(slot)) = (reached.get_mut(index), self.slots.get(index)) else {
+                continue;
+            };
+            if std::mem::replace(seen, true) {
+                continue;
+            }
+            if let Target::Label(label) = slot.target {
+                let to = self.labels.get(label.0).copied().flatten();
+                open.push(to.ok_or(AsmError::Unplaced(label.0))?);
+            }
+            if !matches!(slot.insn.code, code::JA | code::EXIT) {
+                open.push(index + 1);
+            }
+        }
+        // How many slots before each one stay.
+        let mut moved = Vec::with_capacity(reached.len() + 1);
+        let mut stay = 0;
+        for reached in &reached {
+            moved.push(stay);
+            stay += usize::from(*reached);
+        }
+        moved.push(stay);
+        let to = |at: usize| moved.get(at).copied().unwrap_or(stay);
+        for place in self.labels.iter_mut().flatten() {
+            *place = to(*place);
+        }
+        for (at, _) in &mut self.notes {
+            *at = to(*at);
+        }
+        let mut reached = reached.into_iter();
+        self.slots.retain(|_| reached.next().unwrap_or(false));
+        Ok(())
     }
 
     /// Where each slot comes to lie.
@@ -684,6 +725,20 @@ mod tests {
         let code = build().finish(true).expect("long");
         assert_eq!((code.insns[0].off, code.insns[1].off), (1, 1));
         assert_eq!(code.insns[2].imm, 40_000);
+    }
+
+    #[test]
+    fn what_no_path_reaches_is_dropped() {
+        let mut asm = Asm::default();
+        let end = asm.label();
+        asm.jump(end);
+        asm.mov(Reg::R0, 1);
+        asm.constant(Reg::R1, u64::MAX / 3);
+        asm.bind(end);
+        asm.exit();
+        let code = asm.finish(false).expect("short");
+        assert_eq!(code.insns.len(), 2);
+        assert_eq!(code.insns[0].off, 0);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 pub mod asm;
 pub mod catalogue;
+pub mod disasm;
 pub mod features;
 pub mod image;
 pub mod layout;

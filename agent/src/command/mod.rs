@@ -1,5 +1,77 @@
 //! One file a subcommand; each is a function of what it needs, free of how options are written.
 
+use lkst_probes::image::BuildError;
+use lkst_probes::lower::LowerError;
+use lkst_rules::diagnostic::{Diagnostic, Diagnostics, render};
+
+use crate::compile::Compiled;
+use crate::kernel::features::Missing;
+use crate::kernel::load::LoadError;
+
+pub mod check;
 pub mod event;
 pub mod events;
+pub mod explain;
+pub mod run;
 pub mod show;
+
+/// Why a command ended without doing its work, in words for people.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// The input is wrong, and everything was said already.
+    #[error("the rules are wrong")]
+    Said,
+    /// The input is wrong.
+    #[error("{0}")]
+    Input(String),
+    /// This kernel or these privileges do not allow it.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Missing(Vec<Missing>),
+}
+
+impl Failed {
+    /// The input is wrong, for this reason.
+    #[must_use]
+    pub fn input(error: impl std::fmt::Display) -> Failed {
+        Failed::Input(error.to_string())
+    }
+}
+
+/// What the code generator could not do, as a diagnostic at its place where it has one.
+pub(crate) fn build_failed(error: BuildError, compiled: &[Compiled]) -> anyhow::Error {
+    let span = match &error.error {
+        LowerError::TooLarge { span, .. }
+        | LowerError::TooManyLists { span, .. }
+        | LowerError::TwoKinds { span, .. }
+        | LowerError::TooDeep { span } => *span,
+        LowerError::Asm(_) | LowerError::TooManyLayouts => {
+            return Failed::Input(error.error.to_string()).into();
+        }
+    };
+    let help = match &error.error {
+        LowerError::TooLarge { .. } => "say with `record` which fields you need",
+        LowerError::TooManyLists { .. } => "let the sets of the pack `record` the same columns",
+        LowerError::TwoKinds { .. } => "`record` only the columns that you need, or leave `args.` out",
+        _ => "split it over several members or rules",
+    };
+    let code = match &error.error {
+        LowerError::TooLarge { .. } => "E390",
+        LowerError::TooManyLists { .. } => "E391",
+        LowerError::TwoKinds { .. } => "E392",
+        _ => "E393",
+    };
+    let mut diagnostics = Diagnostics::default();
+    diagnostics.push(Diagnostic::error(code, span, error.error.to_string()).help(help));
+    let sources = compiled
+        .get(error.pack)
+        .map_or(&[][..], |pack| &pack.pack.sources);
+    Failed::Input(render(&diagnostics, sources, false)).into()
+}
+
+/// What could not be loaded: a fault of the rules or of the kernel.
+pub(crate) fn load_failed(error: LoadError, compiled: &[Compiled]) -> anyhow::Error {
+    match error {
+        LoadError::Build(error) => build_failed(error, compiled),
+        other => other.into(),
+    }
+}

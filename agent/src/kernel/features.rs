@@ -234,6 +234,14 @@ fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
     missing
 }
 
+/// Whether a program may jump farther than 32,767 instructions: `gotol`, since Linux 6.6.
+#[must_use]
+pub fn long_jumps() -> bool {
+    let [zero, exit] = RETURN_0;
+    let program = [zero, instruction(0x06, 0, 0, 0, 0), exit];
+    bpf_syscall::load(ProgramType::Tracepoint, &program).is_ok()
+}
+
 fn no_bpf_at_all(refused: &Refused) -> Missing {
     let mend = match refused.error.raw_os_error() {
         Some(libc::EPERM) => {

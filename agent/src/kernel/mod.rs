@@ -1,4 +1,4 @@
-//! The running kernel: what it can be asked for (tracefs, BTF, features).
+//! The running kernel: what it has (tracefs, BTF, features), and our programs and rings in it.
 pub mod arguments;
 pub mod bpf_syscall;
 pub mod btf;
@@ -7,7 +7,23 @@ pub mod features;
 pub mod field;
 pub mod format;
 pub mod hz;
+pub mod link;
+pub mod load;
+pub mod memory;
 pub mod print_format;
+pub mod ring;
 pub mod schema;
 pub mod syscall;
 pub mod tracefs;
+
+/// One more than the highest CPU number that can ever appear: what rings and counters are made for.
+///
+/// # Errors
+/// Where `/sys/devices/system/cpu/possible` cannot be read or understood.
+pub fn cpus() -> std::io::Result<u32> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = text.trim().rsplit([',', '-']).next().unwrap_or_default();
+    last.parse::<u32>()
+        .map(|last| last + 1)
+        .map_err(std::io::Error::other)
+}

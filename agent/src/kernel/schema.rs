@@ -257,6 +257,10 @@ impl KernelSchema {
 }
 
 impl Schema for KernelSchema {
+    fn hz(&self) -> Option<u64> {
+        KernelSchema::hz(self)
+    }
+
     fn events(&self) -> Vec<(&str, &str)> {
         self.names
             .iter()

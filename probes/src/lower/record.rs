@@ -307,7 +307,12 @@ impl Emit<'_> {
     }
 
     fn fill(&mut self, record: &Record<'_>) {
-        let fixed = record.layout.columns.iter().filter(|c| c.offset.is_some()).count();
+        let fixed = record
+            .layout
+            .columns
+            .iter()
+            .filter(|c| c.offset.is_some())
+            .count();
         for (index, (column, value)) in record.layout.columns.iter().zip(&record.values).enumerate() {
             let Some(offset) = column.offset else {
                 if index == fixed {

@@ -1,0 +1,252 @@
+//! The command line: what may be written, and what each word leads to.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use lkst_rules::Options;
+use lkst_rules::ast::ExprKind;
+use lkst_rules::diagnostic::Diagnostics;
+use lkst_rules::parse::parse_expression;
+
+use crate::command::explain::{ExplainOptions, Stage};
+use crate::command::{Failed, check, event, events, explain, run, show};
+use crate::kernel::schema::KernelSchema;
+
+/// A rule-driven tracer for the Linux kernel.
+///
+/// Rule files say which events to record, and when to record more, elsewhere, or to keep what was recorded. The kernel
+/// decides at the event.
+#[derive(Debug, Parser)]
+#[command(name = "lkst", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Trace now, in the foreground: firings as they come, the trace at the end
+    #[command(after_help = "Examples:
+  lkst run examples/rules/processes.lkst              until Ctrl-C
+  lkst run --for 10s -o /tmp/t examples/rules/faults.lkst
+  lkst run examples/rules/command_io.lkst -- make     until the command ends")]
+    Run {
+        /// A rule file, the folder of a pack, or a folder of packs
+        path: PathBuf,
+        /// Where the traces go [default: ./lkst-TIME]
+        #[arg(short, long, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// How long, such as 500ms, 10s, 5m
+        #[arg(long = "for", value_name = "DUR", value_parser = duration)]
+        duration: Option<Duration>,
+        #[command(flatten)]
+        params: Params,
+        /// Ends when this command does; `task.traced` is true for it and for what it starts
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Compile rules and say what is wrong with them; nothing is loaded
+    #[command(after_help = "Exit code 1 where something is wrong.")]
+    Check {
+        /// Rule files, folders of packs
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// A JSON array of diagnostics on standard output
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        params: Params,
+    },
+    /// List the kernel's events
+    #[command(after_help = "Examples:
+  lkst events 'sched:*'
+  lkst events --long '*:*exec*'")]
+    Events {
+        /// Which, as SYSTEM:EVENT with `*`
+        glob: Option<String>,
+        /// With each event's kind
+        #[arg(long)]
+        long: bool,
+        /// A JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an event: its fields, types, symbols, arguments and kind
+    Event {
+        /// SYSTEM:EVENT
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show traces, one line a record
+    #[command(after_help = "Examples:
+  lkst show lkst-20261122T120000
+  lkst show --where 'prev_comm == \"bash\" and cpu == 0' lkst-20261122T120000
+  lkst show --json TRACE | jq .fields")]
+    Show {
+        /// Traces, or folders of traces
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// A JSON object a line
+        #[arg(long)]
+        json: bool,
+        /// Only records for which this expression of the rule language is true
+        #[arg(long = "where", value_name = "EXPR")]
+        condition: Option<String>,
+    },
+    /// Print a stage of what rules become
+    Explain {
+        /// A rule file, the folder of a pack, or a folder of packs
+        path: PathBuf,
+        /// Which stage
+        #[arg(long, value_enum, default_value = "plan")]
+        emit: Stage,
+        #[command(flatten)]
+        params: Params,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Params {
+    /// Gives a param of the rules another value
+    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = param)]
+    params: Vec<(String, String)>,
+}
+
+impl Params {
+    fn options(self) -> Options {
+        Options {
+            params: self.params.into_iter().collect(),
+            ..Options::default()
+        }
+    }
+}
+
+fn param(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write NAME=VALUE, such as slow=50ms")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// A duration as the rule language writes it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = parse_expression(0, text, &mut Diagnostics::default());
+    match parsed.map(|expr| expr.kind) {
+        Some(ExprKind::Duration(ns)) if ns > 0 => Ok(Duration::from_nanos(ns)),
+        _ => Err("write a duration such as 500ms, 10s, 5m or 1h".to_owned()),
+    }
+}
+
+/// Does what the command line says. The exit codes: 0 done, 1 the input is wrong, 2 the usage is wrong (clap's own),
+/// 3 this kernel or these privileges do not allow it.
+#[must_use]
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("LKST_LOG"))
+        .with_writer(io::stderr)
+        .without_time()
+        .init();
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<Failed>() {
+            Some(Failed::Said) => ExitCode::from(1),
+            Some(Failed::Input(text)) => {
+                let text = text.trim_end();
+                let prefix = if text.starts_with("error") { "" } else { "error: " };
+                eprintln!("{prefix}{text}");
+                ExitCode::from(1)
+            }
+            Some(Failed::Missing(missing)) => {
+                for missing in missing {
+                    eprintln!("error: lkst cannot trace here: {missing}");
+                }
+                ExitCode::from(3)
+            }
+            None if is_broken_pipe(&error) => ExitCode::SUCCESS,
+            None => {
+                eprintln!("error: {error:#}");
+                ExitCode::from(1)
+            }
+        },
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn schema() -> anyhow::Result<KernelSchema> {
+    KernelSchema::of_this_kernel().context("cannot read what this kernel has to trace")
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut out = io::stdout();
+    match command {
+        Command::Run {
+            path,
+            output,
+            duration,
+            params,
+            command,
+        } => {
+            let params = params.options();
+            run::run(&run::RunOptions {
+                path,
+                output,
+                duration,
+                params,
+                command,
+                colour,
+            })
+        }
+        Command::Check { paths, json, params } => {
+            let options = check::CheckOptions {
+                paths,
+                params: params.options(),
+                json,
+                colour,
+            };
+            check::run(&options, &schema()?, &mut out, &mut io::stderr())
+        }
+        Command::Events { glob, long, json } => {
+            let detail = match (json, long) {
+                (true, _) => events::Detail::Json,
+                (false, true) => events::Detail::Long,
+                (false, false) => events::Detail::Names,
+            };
+            events::run(&schema()?, glob.as_deref(), detail, &mut out)
+        }
+        Command::Event { name, json } => event::run(&schema()?, &name, json, &mut out),
+        Command::Show {
+            paths,
+            json,
+            condition,
+        } => {
+            let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            show::run(&show::ShowOptions { paths, json }, None, &mut out, colour).map(|_| {
+                let _ = condition;
+            })
+        }
+        Command::Explain { path, emit, params } => {
+            let options = ExplainOptions {
+                path,
+                stage: emit,
+                params: params.options(),
+                colour,
+            };
+            explain::run(&options, &schema()?, &mut out)
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The rings of one buffer: one for each CPU, in two maps.
+//!
+//! In: the maps of heads and of pages. Out: rings ready for the programs, and copies of them ([`RawStream`]) for
+//! whoever seals a trace. The programs write while we look; the order of our looks is what makes a copy sound.
+
+use std::sync::atomic::{Ordering, fence};
+
+use lkst_probes::layout::{PAGE_BYTES, head, page, record};
+
+use super::memory::Mapping;
+use crate::trace::raw::RawStream;
+
+/// The rings of a buffer.
+#[derive(Debug)]
+pub struct Rings {
+    /// The buffer's name.
+    pub buffer: String,
+    heads: Mapping,
+    pages: Mapping,
+    pages_per_cpu: usize,
+    instances: Vec<Instance>,
+}
+
+/// What is unique to an allocation of a buffer on a CPU.
+#[derive(Debug, Clone, Copy)]
+struct Instance {
+    id: u64,
+    salt: u32,
+}
+
+impl Rings {
+    /// Writes what is constant into heads and pages, before any program can see them. `random` gives identities.
+    ///
+    /// # Errors
+    /// From `random`.
+    pub fn prepare(
+        buffer: &str,
+        heads: Mapping,
+        pages: Mapping,
+        cpus: usize,
+        uuid: [u8; 16],
+        mut random: impl FnMut() -> std::io::Result<u64>,
+    ) -> std::io::Result<Rings> {
+        let pages_per_cpu = pages.bytes() / PAGE_BYTES / cpus.max(1);
+        let mut instances = Vec::with_capacity(cpus);
+        for cpu in 0..cpus {
+            let instance = Instance {
+                id: random()?,
+                salt: random()? as u32,
+            };
+            heads
+                .u32(cpu * head::BYTES + head::SALT)
+                .store(instance.salt, Ordering::Relaxed);
+            let page_head = page_head(uuid, instance.id, cpu as u32);
+            for number in 0..pages_per_cpu {
+                pages.write((cpu * pages_per_cpu + number) * PAGE_BYTES, &page_head);
+            }
+            instances.push(instance);
+        }
+        Ok(Rings {
+            buffer: buffer.to_owned(),
+            heads,
+            pages,
+            pages_per_cpu,
+            instances,
+        })
+    }
+
+    /// How many CPUs have a ring.
+    #[must_use]
+    pub fn cpus(&self) -> usize {
+        self.instances.len()
+    }
+
+    fn head(&self, cpu: usize, field: usize) -> u64 {
+        self.heads.u64(cpu * head::BYTES + field).load(Ordering::Acquire)
+    }
+
+    /// Bytes reserved in a CPU's ring since it was made.
+    #[must_use]
+    pub fn position(&self, cpu: usize) -> u64 {
+        self.head(cpu, head::POS)
+    }
+
+    /// A copy of a CPU's ring. With `live` programs may write meanwhile: then only records that were committed in two
+    /// looks, in pages that were not lapped between them, are in the copy as records.
+    #[must_use]
+    pub fn copy(&self, cpu: usize, live: bool) -> RawStream {
+        let bytes = self.pages_per_cpu * PAGE_BYTES;
+        let from = cpu * bytes;
+        let instance = self
+            .instances
+            .get(cpu)
+            .copied()
+            .unwrap_or(Instance { id: 0, salt: 0 });
+        let pos = self.head(cpu, head::POS);
+        let mut first = Vec::new();
+        if live {
+            self.pages.copy_to(from, bytes, &mut first);
+            fence(Ordering::SeqCst);
+        }
+        let mut pages = Vec::new();
+        self.pages.copy_to(from, bytes, &mut pages);
+        fence(Ordering::SeqCst);
+        let mut floor = self.head(cpu, head::FLOOR);
+        if live {
+            // What a writer may have begun to overwrite between the looks is not ours to read.
+            let now = self.head(cpu, head::POS);
+            let lapped = (now / PAGE_BYTES as u64 + 1).saturating_sub(self.pages_per_cpu as u64);
+            floor = floor.max(lapped * PAGE_BYTES as u64);
+            uncommit_changed_words(&first, &mut pages);
+        }
+        RawStream {
+            buffer: self.buffer.clone(),
+            cpu: cpu as u32,
+            instance_id: instance.id,
+            salt: instance.salt,
+            pages,
+            pos,
+            busy: self.head(cpu, head::BUSY),
+            lost: self.head(cpu, head::LOST),
+            floor,
+        }
+    }
+
+    /// Gives up what was saved: a later copy begins where the ring stands now. Only while no program writes to it.
+    pub fn give_up(&self) {
+        for cpu in 0..self.cpus() {
+            let pos = self.head(cpu, head::POS);
+            self.heads
+                .u64(cpu * head::BYTES + head::FLOOR)
+                .store(pos, Ordering::Release);
+        }
+    }
+}
+
+/// Every word that was not the same in both looks loses its id. Where it was a record's word, the record was committed
+/// between the looks and its fields may be older than its word; where it was a field of a record that is committed in
+/// both, it cannot have changed.
+fn uncommit_changed_words(first: &[u8], second: &mut [u8]) {
+    let words = first.as_chunks::<8>().0.iter().zip(second.as_chunks_mut::<8>().0);
+    for (index, (before, after)) in words.enumerate() {
+        let in_records = index * 8 % PAGE_BYTES >= page::HEADER_BYTES;
+        if in_records && before != after {
+            after[record::ID] = 0;
+            after[record::ID + 1] = 0;
+        }
+    }
+}
+
+/// The head of a page that no record was written to yet.
+fn page_head(uuid: [u8; 16], instance_id: u64, cpu: u32) -> [u8; page::HEADER_BYTES] {
+    let mut head = [0; page::HEADER_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| {
+        for (to, from) in head.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+    };
+    put(page::MAGIC, &page::MAGIC_VALUE.to_le_bytes());
+    put(page::UUID, &uuid);
+    put(page::INSTANCE_ID, &instance_id.to_le_bytes());
+    put(page::CPU_ID, &cpu.to_le_bytes());
+    head
+}

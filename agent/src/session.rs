@@ -1,0 +1,479 @@
+//! A traced kernel and what people are told of it: firings as they come, buffers saved when they are kept.
+//!
+//! In: packs that compiled, a folder for traces. Out: lines on the screen, trace folders on disk. Time and input come
+//! from the caller (`command/run.rs`), which calls [`Session::notices`] when there are some and [`Session::tick`]
+//! now and then; nothing here waits for anything but the disk and a grace period.
+
+mod message;
+mod names;
+mod summary;
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use lkst_probes::layout::{notice, record, state};
+use lkst_rules::plan::{Action, Plan};
+
+use crate::kernel::load::Loaded;
+use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
+use crate::trace::incident::{Counts, Incident};
+use crate::trace::metadata::TraceInfo;
+use crate::trace::seal::{self, SaveError};
+use names::Names;
+
+/// What identifies the host and the session in every trace.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The session's.
+    pub uuid: [u8; 16],
+    /// `uname -n`.
+    pub hostname: String,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+impl Host {
+    /// This host, and a new session.
+    ///
+    /// # Errors
+    /// Where the kernel gives no random bytes.
+    pub fn this() -> io::Result<Host> {
+        let mut uuid = [0; 16];
+        rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())?;
+        // RFC 9562: version 4, variant 10.
+        uuid[6] = uuid[6] & 0x0f | 0x40;
+        uuid[8] = uuid[8] & 0x3f | 0x80;
+        let uname = rustix::system::uname();
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Ok(Host {
+            uuid,
+            hostname: uname.nodename().to_string_lossy().into_owned(),
+            kernel_release: uname.release().to_string_lossy().into_owned(),
+            boot_id: boot_id.trim().to_owned(),
+        })
+    }
+}
+
+/// Nanoseconds of the boot clock, which every record's time is of.
+#[must_use]
+pub fn boot_now_ns() -> u64 {
+    nanoseconds(rustix::time::ClockId::Boottime)
+}
+
+/// Wall clock minus boot clock, in nanoseconds.
+#[must_use]
+pub fn boot_offset_ns() -> i64 {
+    // Twice around: a preemption between the two looks would shift the one by what it took.
+    let offset = || {
+        let before = boot_now_ns();
+        let wall = nanoseconds(rustix::time::ClockId::Realtime);
+        let after = boot_now_ns();
+        (
+            after - before,
+            wall.wrapping_sub(before + (after - before) / 2).cast_signed(),
+        )
+    };
+    (0..4).map(|_| offset()).min().map_or(0, |(_, offset)| offset)
+}
+
+fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+/// The session.
+pub struct Session {
+    loaded: Loaded,
+    packs: Vec<PackState>,
+    output: PathBuf,
+    host: Host,
+    boot_offset_ns: i64,
+    names: Names,
+    /// What went wrong with saving; tracing goes on.
+    pub troubles: Vec<String>,
+}
+
+/// What a session knows of a pack beside the kernel.
+struct PackState {
+    plan: Arc<Plan>,
+    classes: Classes<EventClass>,
+    /// The folder that what is saved now belongs to.
+    incident: Option<OpenIncident>,
+    /// Records that left the rings for a trace, by event: what was not overwritten.
+    kept: BTreeMap<String, u64>,
+    /// Folders that were written.
+    saved: Vec<PathBuf>,
+}
+
+/// A firing that switched or saves.
+struct OpenIncident {
+    folder: PathBuf,
+    about: Incident,
+    parts: usize,
+    /// When a `save after` is due, by the boot clock.
+    save_at_ns: Option<u64>,
+}
+
+impl Session {
+    /// Takes over what was loaded.
+    #[must_use]
+    pub fn new(loaded: Loaded, host: Host, output: PathBuf) -> Session {
+        let packs = loaded
+            .image
+            .packs
+            .iter()
+            .map(|pack| PackState {
+                plan: pack.plan.clone(),
+                classes: Classes::of_layouts(&pack.layouts),
+                incident: None,
+                kept: BTreeMap::new(),
+                saved: Vec::new(),
+            })
+            .collect();
+        let names = Names::default();
+        let boot_offset_ns = boot_offset_ns();
+        Session {
+            loaded,
+            packs,
+            output,
+            host,
+            boot_offset_ns,
+            names,
+            troubles: Vec::new(),
+        }
+    }
+
+    /// What was loaded.
+    pub fn loaded(&mut self) -> &mut Loaded {
+        &mut self.loaded
+    }
+
+    /// Starts tracing.
+    pub fn start(&mut self) {
+        self.names.look();
+        self.loaded.start();
+    }
+
+    /// Shows the firings that came, and saves what they keep.
+    ///
+    /// # Errors
+    /// Where `out` cannot be written.
+    pub fn notices(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        let mut came = Vec::new();
+        while let Some(item) = self.loaded.notices.next() {
+            came.push(item.to_vec());
+        }
+        for bytes in &came {
+            self.notice(bytes, out)?;
+        }
+        self.save_kept();
+        Ok(())
+    }
+
+    fn notice(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        let number = u32_at(bytes, notice::PACK as usize).unwrap_or(u32::MAX) as usize;
+        let record = bytes.get(notice::RECORD as usize..).unwrap_or_default();
+        let id = u16_at(record, record::ID).unwrap_or(0);
+        let time_ns = u64_at(record, record::TIME).unwrap_or(0);
+        let (Some(image), Some(pack)) = (self.loaded.image.packs.get(number), self.packs.get_mut(number))
+        else {
+            return Ok(());
+        };
+        // What came of a switch is shown by what is saved because of it.
+        let Some(&rule_number) = image.fired.get(&id) else {
+            return Ok(());
+        };
+        let (Some(rule), Some(class)) = (pack.plan.rules.get(rule_number), pack.classes.get(id)) else {
+            return Ok(());
+        };
+        let values = message::values(&pack.plan, rule_number, class, record);
+        let text = message::text(rule, &values);
+        let when = wall_clock(time_ns, self.boot_offset_ns);
+        writeln!(
+            out,
+            "{}  {}/{}  {}",
+            when.strftime("%H:%M:%S%.6f"),
+            pack.plan.pack,
+            rule.name,
+            crate::trace::escape::visible(&text)
+        )?;
+        out.flush()?;
+
+        let after = rule.actions.iter().filter_map(|a| match a {
+            Action::Save { after_ns } => Some(*after_ns),
+            _ => None,
+        });
+        let save_after_ns = after.min();
+        let switches = rule.actions.iter().any(|a| matches!(a, Action::Switch { .. }));
+        if !switches && save_after_ns.is_none() {
+            return Ok(());
+        }
+        // A firing while an incident is open belongs to it.
+        let incident = pack.incident.get_or_insert_with(|| OpenIncident {
+            folder: folder_of(&self.output, &pack.plan.pack, &when, &rule.name),
+            about: Incident {
+                reason: rule.name.clone(),
+                rule: Some(rule.name.clone()),
+                fired_at_ns: Some(time_ns),
+                message: Some(text),
+                values,
+                ..Incident::default()
+            },
+            parts: 0,
+            save_at_ns: None,
+        });
+        if let Some(after_ns) = save_after_ns {
+            incident
+                .save_at_ns
+                .get_or_insert(time_ns.saturating_add(after_ns));
+        }
+        Ok(())
+    }
+
+    /// What is due by the clock: returns to `main`, `save after`, ends of incidents.
+    pub fn tick(&mut self) {
+        let now_ns = boot_now_ns();
+        self.names.look_now_and_then();
+        for pack in 0..self.packs.len() {
+            if now_ns >= self.loaded.switch_until(pack) {
+                // As the programs do it at a hit; where no hit comes, it is for us to do.
+                self.loaded.change_state(pack, |word| {
+                    let current = state::current(word);
+                    if current == 0 || state::is_kept(word, 0) {
+                        return None;
+                    }
+                    let kept = word | 1 << state::KEPT_SHIFT << current;
+                    Some(kept & !(7 << state::CURRENT_SHIFT))
+                });
+            }
+        }
+        self.save_kept();
+        for pack in 0..self.packs.len() {
+            self.save_due(pack, now_ns);
+        }
+    }
+
+    /// Saves every buffer that is kept, then gives it back.
+    fn save_kept(&mut self) {
+        for pack in 0..self.packs.len() {
+            let word = self.loaded.state(pack);
+            let buffers = self.packs.get(pack).map_or(0, |p| p.plan.buffers.len());
+            let kept: Vec<usize> = (0..buffers).filter(|b| state::is_kept(word, *b)).collect();
+            if kept.is_empty() {
+                continue;
+            }
+            // A hit that read the state before the switch may still be writing.
+            if let Err(error) = self.loaded.grace() {
+                self.troubles
+                    .push(format!("cannot wait for running programs: {error}"));
+                return;
+            }
+            for buffer in kept {
+                self.save_buffer(pack, buffer, false);
+                if let Some(rings) = self.loaded.rings.get(pack).and_then(|p| p.get(buffer)) {
+                    rings.give_up();
+                }
+                self.loaded
+                    .change_state(pack, |word| Some(word & !(1 << state::KEPT_SHIFT << buffer)));
+            }
+        }
+        self.close_incidents();
+    }
+
+    /// An incident is over when recording is in `main` and nothing is due.
+    fn close_incidents(&mut self) {
+        for number in 0..self.packs.len() {
+            let word = self.loaded.state(number);
+            let returns = self.loaded.switch_until(number) != u64::MAX;
+            let away = state::current(word) != 0 && returns;
+            if let Some(pack) = self.packs.get_mut(number)
+                && let Some(incident) = &pack.incident
+                && !away
+                && incident.save_at_ns.is_none()
+                && incident.parts > 0
+            {
+                pack.incident = None;
+            }
+        }
+    }
+
+    fn save_due(&mut self, number: usize, now_ns: u64) {
+        let Some(incident) = self.packs.get_mut(number).and_then(|p| p.incident.as_mut()) else {
+            return;
+        };
+        if incident.save_at_ns.is_none_or(|at| now_ns < at) {
+            return;
+        }
+        incident.save_at_ns = None;
+        let current = state::current(self.loaded.state(number));
+        self.save_buffer(number, current, true);
+        self.close_incidents();
+    }
+
+    /// Saves one buffer into the pack's incident, or into one of its own.
+    fn save_buffer(&mut self, number: usize, buffer: usize, live: bool) {
+        self.names.look();
+        let Some(pack) = self.packs.get_mut(number) else {
+            return;
+        };
+        let Some(name) = pack.plan.buffers.get(buffer).map(|b| b.name.clone()) else {
+            return;
+        };
+        let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
+        let (output, pack_name) = (&self.output, &pack.plan.pack);
+        let incident = pack.incident.get_or_insert_with(|| OpenIncident {
+            folder: folder_of(output, pack_name, &now, "switch"),
+            about: Incident {
+                reason: "switch".to_owned(),
+                ..Incident::default()
+            },
+            parts: 0,
+            save_at_ns: None,
+        });
+        incident.parts += 1;
+        let folder = incident.folder.join(format!("{}-{name}", incident.parts));
+        let about = incident.about.clone();
+        match self.write(number, &[buffer], live, &folder, about) {
+            Ok(kept) if !live => self.count_kept(number, kept),
+            Ok(_) => {}
+            Err(error) => self.troubles.push(error.to_string()),
+        }
+    }
+
+    fn count_kept(&mut self, number: usize, kept: BTreeMap<String, u64>) {
+        let Some(pack) = self.packs.get_mut(number) else {
+            return;
+        };
+        for (event, records) in kept {
+            *pack.kept.entry(event).or_default() += records;
+        }
+    }
+
+    /// Writes a trace of some of a pack's buffers; returns how many records of each event are in it.
+    fn write(
+        &mut self,
+        number: usize,
+        buffers: &[usize],
+        live: bool,
+        folder: &Path,
+        about: Incident,
+    ) -> Result<BTreeMap<String, u64>, SaveError> {
+        let (Some(image), Some(rings)) = (self.loaded.image.packs.get(number), self.loaded.rings.get(number))
+        else {
+            return Ok(BTreeMap::new());
+        };
+        let info = TraceInfo {
+            uuid: self.host.uuid,
+            hostname: self.host.hostname.clone(),
+            kernel_release: self.host.kernel_release.clone(),
+            boot_id: self.host.boot_id.clone(),
+            lkst_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pack: image.plan.pack.clone(),
+            boot_offset_ns: self.boot_offset_ns,
+            layouts: image.layouts.clone(),
+            env: Vec::new(),
+        };
+        let about = Incident {
+            saved_at_unix_ns: boot_now_ns().wrapping_add_signed(self.boot_offset_ns),
+            generation: 1,
+            counts: self.counts(number),
+            names: self.names.table(),
+            ..about
+        };
+        let streams = buffers
+            .iter()
+            .filter_map(|buffer| rings.get(*buffer))
+            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, live)));
+        let saved = seal::save(folder, &info, streams, about)?;
+        let kept = saved
+            .kept
+            .into_iter()
+            .map(|(event, by_cpu)| (event, by_cpu.values().sum()))
+            .collect();
+        if let Some(pack) = self.packs.get_mut(number) {
+            pack.saved.push(folder.to_owned());
+        }
+        Ok(kept)
+    }
+
+    /// What was counted of a pack, by event and CPU.
+    fn counts(&self, number: usize) -> BTreeMap<String, BTreeMap<u32, Counts>> {
+        let Some(image) = self.loaded.image.packs.get(number) else {
+            return BTreeMap::new();
+        };
+        let of_event = |counters: u32| {
+            let cpus = (0..self.loaded.cpus()).map(|cpu| {
+                let counts = self.loaded.event_counts(counters, cpu);
+                let counts = Counts {
+                    recorded: counts.recorded,
+                    lost: counts.lost,
+                    capped: counts.capped,
+                    unreadable: counts.unreadable,
+                    ..Counts::default()
+                };
+                (cpu as u32, counts)
+            });
+            cpus.collect()
+        };
+        image
+            .events
+            .iter()
+            .map(|event| (event.name.clone(), of_event(event.counters)))
+            .collect()
+    }
+
+    /// Stops tracing and saves what is left: one folder a pack. Returns the folders of the whole session.
+    ///
+    /// # Errors
+    /// Where `out` cannot be written.
+    pub fn finish(&mut self, out: &mut dyn Write) -> io::Result<Vec<PathBuf>> {
+        if let Err(error) = self.loaded.stop() {
+            self.troubles
+                .push(format!("cannot wait for running programs: {error}"));
+        }
+        self.notices(out)?;
+        self.tick();
+        let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
+        for number in 0..self.packs.len() {
+            let Some(pack) = self.packs.get(number) else {
+                continue;
+            };
+            let folder = folder_of(&self.output, &pack.plan.pack, &now, "end");
+            let buffers: Vec<usize> = (0..pack.plan.buffers.len()).collect();
+            let about = Incident {
+                reason: "end".to_owned(),
+                ..Incident::default()
+            };
+            match self.write(number, &buffers, false, &folder, about) {
+                Ok(kept) => self.count_kept(number, kept),
+                Err(error) => self.troubles.push(error.to_string()),
+            }
+        }
+        Ok(self.packs.iter().flat_map(|pack| pack.saved.clone()).collect())
+    }
+}
+
+fn wall_clock(boot_ns: u64, offset_ns: i64) -> jiff::Zoned {
+    let wall = i128::from(boot_ns) + i128::from(offset_ns);
+    Timestamp::from_nanosecond(wall)
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .to_zoned(jiff::tz::TimeZone::system())
+}
+
+/// `OUTPUT/PACK/TIME-REASON`; a number more where that is taken.
+fn folder_of(output: &Path, pack: &str, when: &jiff::Zoned, reason: &str) -> PathBuf {
+    let base = format!("{}-{reason}", when.strftime("%Y%m%dT%H%M%S%.3f"));
+    let parent = output.join(pack);
+    let mut folder = parent.join(&base);
+    let mut number = 2;
+    while folder.exists() {
+        folder = parent.join(format!("{base}-{number}"));
+        number += 1;
+    }
+    folder
+}

@@ -1,0 +1,77 @@
+//! What a session recorded and what it did not, as a table.
+
+use std::io::{self, Write};
+
+use super::Session;
+use crate::kernel::load::EventCounts;
+
+impl Session {
+    /// Writes, for each pack, what was recorded of each event and what was not, and what each rule did.
+    ///
+    /// # Errors
+    /// Where `out` cannot be written.
+    pub fn summary(&self, out: &mut dyn Write) -> io::Result<()> {
+        for (image, pack) in self.loaded.image.packs.iter().zip(&self.packs) {
+            writeln!(out, "\npack {}", image.plan.pack)?;
+            writeln!(
+                out,
+                "{:>12} {:>12} {:>9} {:>9} {:>10} {:>9}  event",
+                "recorded", "overwritten", "capped", "lost", "unreadable", "skipped"
+            )?;
+            let mut quiet = 0;
+            for event in &image.events {
+                let mut sum = EventCounts::default();
+                for cpu in 0..self.loaded.cpus() {
+                    let counts = self.loaded.event_counts(event.counters, cpu);
+                    sum.recorded += counts.recorded;
+                    sum.lost += counts.lost;
+                    sum.capped += counts.capped;
+                    sum.unreadable += counts.unreadable;
+                }
+                let typed = event.program.is_none_or(|program| self.loaded.is_typed(program));
+                let skipped = event.program.and_then(|program| self.loaded.skipped(program));
+                if sum == EventCounts::default() && skipped.unwrap_or(0) == 0 {
+                    quiet += 1;
+                    continue;
+                }
+                // A classic program is skipped also where no counter sees it.
+                let skipped = match (typed, skipped) {
+                    (true, Some(0)) | (_, None) => "0".to_owned(),
+                    (true, Some(number)) => number.to_string(),
+                    (false, Some(number)) => format!(">= {number}"),
+                };
+                let in_traces = pack.kept.get(&event.name).copied().unwrap_or(0);
+                writeln!(
+                    out,
+                    "{:>12} {:>12} {:>9} {:>9} {:>10} {:>9}  {}",
+                    sum.recorded,
+                    sum.recorded.saturating_sub(in_traces),
+                    sum.capped,
+                    sum.lost,
+                    sum.unreadable,
+                    skipped,
+                    event.name
+                )?;
+            }
+            if quiet > 0 {
+                let events = if quiet == 1 { "event" } else { "events" };
+                writeln!(out, "{:>12} {quiet} more {events} with nothing to say", "")?;
+            }
+            for (rule, counters) in image.plan.rules.iter().zip(&image.rule_counters) {
+                let counts = self.loaded.rule_counts(*counters);
+                write!(out, "{:>12} firings of {}", counts.fired, rule.name)?;
+                for (number, what) in [
+                    (counts.limited, "held back by its limit"),
+                    (counts.refused, "switches refused"),
+                    (counts.given_up, "given up"),
+                ] {
+                    if number > 0 {
+                        write!(out, ", {number} {what}")?;
+                    }
+                }
+                writeln!(out)?;
+            }
+        }
+        Ok(())
+    }
+}
