@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use lkst_rules::Options;
 use lkst_rules::ast::ExprKind;
@@ -14,8 +13,7 @@ use lkst_rules::diagnostic::Diagnostics;
 use lkst_rules::parse::parse_expression;
 
 use crate::command::explain::{ExplainOptions, Stage};
-use crate::command::{Failed, check, event, events, explain, run, show};
-use crate::kernel::schema::KernelSchema;
+use crate::command::{Failed, check, event, events, explain, run, schema, show};
 
 /// A rule-driven tracer for the Linux kernel.
 ///
@@ -184,10 +182,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<io::Error>()
             .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
     })
-}
-
-fn schema() -> anyhow::Result<KernelSchema> {
-    KernelSchema::of_this_kernel().context("cannot read what this kernel has to trace")
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {

@@ -104,6 +104,10 @@ struct PackState {
     classes: Classes<EventClass>,
     /// The folder that what is saved now belongs to.
     incident: Option<OpenIncident>,
+    /// The last firing that asked for a switch or a save, until it is known what came of it.
+    pending: Option<Incident>,
+    /// When a buffer could not be saved: it stays kept, and is tried again later.
+    failed_at_ns: Option<u64>,
     /// Records that left the rings for a trace, by event: what was not overwritten.
     kept: BTreeMap<String, u64>,
     /// Folders that were written.
@@ -119,6 +123,32 @@ struct OpenIncident {
     save_at_ns: Option<u64>,
 }
 
+impl PackState {
+    /// Makes the pending firing an incident, where it is the one of that time (or any, where none is given) and none
+    /// is open: a firing while an incident is open belongs to it.
+    fn open_pending(&mut self, output: &Path, boot_offset_ns: i64, time_ns: Option<u64>) {
+        let Some(about) = self
+            .pending
+            .take_if(|p| time_ns.is_none() || p.fired_at_ns == time_ns)
+        else {
+            return;
+        };
+        if self.incident.is_none() {
+            let when = wall_clock(about.fired_at_ns.unwrap_or_default(), boot_offset_ns);
+            let folder = folder_of(output, &self.plan.pack, &when, &about.reason);
+            self.incident = Some(OpenIncident {
+                folder,
+                about,
+                parts: 0,
+                save_at_ns: None,
+            });
+        }
+    }
+}
+
+/// How long a buffer that could not be saved waits for the next try.
+const RETRY_NS: u64 = 1_000_000_000;
+
 impl Session {
     /// Takes over what was loaded.
     #[must_use]
@@ -131,6 +161,8 @@ impl Session {
                 plan: pack.plan.clone(),
                 classes: Classes::of_layouts(&pack.layouts),
                 incident: None,
+                pending: None,
+                failed_at_ns: None,
                 kept: BTreeMap::new(),
                 saved: Vec::new(),
             })
@@ -184,7 +216,13 @@ impl Session {
         else {
             return Ok(());
         };
-        // What came of a switch is shown by what is saved because of it.
+        if let Some([switched, refused]) = image.changes {
+            if id == switched {
+                pack.open_pending(&self.output, self.boot_offset_ns, Some(time_ns));
+            } else if id == refused {
+                pack.pending = None;
+            }
+        }
         let Some(&rule_number) = image.fired.get(&id) else {
             return Ok(());
         };
@@ -213,26 +251,29 @@ impl Session {
         if !switches && save_after_ns.is_none() {
             return Ok(());
         }
-        // A firing while an incident is open belongs to it.
-        let incident = pack.incident.get_or_insert_with(|| OpenIncident {
-            folder: folder_of(&self.output, &pack.plan.pack, &when, &rule.name),
-            about: Incident {
-                reason: rule.name.clone(),
-                rule: Some(rule.name.clone()),
-                fired_at_ns: Some(time_ns),
-                message: Some(text),
-                values,
-                ..Incident::default()
-            },
-            parts: 0,
-            save_at_ns: None,
+        pack.pending = Some(Incident {
+            reason: rule.name.clone(),
+            rule: Some(rule.name.clone()),
+            fired_at_ns: Some(time_ns),
+            message: Some(text),
+            values,
+            ..Incident::default()
         });
         if let Some(after_ns) = save_after_ns {
-            incident
-                .save_at_ns
-                .get_or_insert(time_ns.saturating_add(after_ns));
+            pack.open_pending(&self.output, self.boot_offset_ns, Some(time_ns));
+            if let Some(incident) = &mut pack.incident {
+                incident
+                    .save_at_ns
+                    .get_or_insert(time_ns.saturating_add(after_ns));
+            }
         }
         Ok(())
+    }
+
+    /// Nothing more can happen: every pack has stopped.
+    #[must_use]
+    pub fn all_stopped(&self) -> bool {
+        (0..self.packs.len()).all(|pack| state::is_stopped(self.loaded.state(pack)))
     }
 
     /// What is due by the clock: returns to `main`, `save after`, ends of incidents.
@@ -264,7 +305,8 @@ impl Session {
             let word = self.loaded.state(pack);
             let buffers = self.packs.get(pack).map_or(0, |p| p.plan.buffers.len());
             let kept: Vec<usize> = (0..buffers).filter(|b| state::is_kept(word, *b)).collect();
-            if kept.is_empty() {
+            let waits = |p: &PackState| p.failed_at_ns.is_some_and(|at| boot_now_ns() < at + RETRY_NS);
+            if kept.is_empty() || self.packs.get(pack).is_some_and(waits) {
                 continue;
             }
             // A hit that read the state before the switch may still be writing.
@@ -274,7 +316,9 @@ impl Session {
                 return;
             }
             for buffer in kept {
-                self.save_buffer(pack, buffer, false);
+                if !self.save_buffer(pack, buffer, false) {
+                    continue;
+                }
                 if let Some(rings) = self.loaded.rings.get(pack).and_then(|p| p.get(buffer)) {
                     rings.give_up();
                 }
@@ -315,15 +359,16 @@ impl Session {
         self.close_incidents();
     }
 
-    /// Saves one buffer into the pack's incident, or into one of its own.
-    fn save_buffer(&mut self, number: usize, buffer: usize, live: bool) {
+    /// Saves one buffer into the pack's incident, or into one of its own. Returns whether it is on disk.
+    fn save_buffer(&mut self, number: usize, buffer: usize, live: bool) -> bool {
         self.names.look();
         let Some(pack) = self.packs.get_mut(number) else {
-            return;
+            return false;
         };
         let Some(name) = pack.plan.buffers.get(buffer).map(|b| b.name.clone()) else {
-            return;
+            return false;
         };
+        pack.open_pending(&self.output, self.boot_offset_ns, None);
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         let (output, pack_name) = (&self.output, &pack.plan.pack);
         let incident = pack.incident.get_or_insert_with(|| OpenIncident {
@@ -335,13 +380,31 @@ impl Session {
             parts: 0,
             save_at_ns: None,
         });
-        incident.parts += 1;
-        let folder = incident.folder.join(format!("{}-{name}", incident.parts));
+        let folder = incident.folder.join(format!("{}-{name}", incident.parts + 1));
         let about = incident.about.clone();
-        match self.write(number, &[buffer], live, &folder, about) {
-            Ok(kept) if !live => self.count_kept(number, kept),
-            Ok(_) => {}
-            Err(error) => self.troubles.push(error.to_string()),
+        let written = self.write(number, &[buffer], live, &folder, about);
+        let Some(pack) = self.packs.get_mut(number) else {
+            return false;
+        };
+        match written {
+            Ok(kept) => {
+                pack.failed_at_ns = None;
+                if let Some(incident) = &mut pack.incident {
+                    incident.parts += 1;
+                }
+                if !live {
+                    self.count_kept(number, kept);
+                }
+                true
+            }
+            Err(error) => {
+                pack.failed_at_ns = Some(boot_now_ns());
+                let text = error.to_string();
+                if !self.troubles.contains(&text) {
+                    self.troubles.push(text);
+                }
+                false
+            }
         }
     }
 

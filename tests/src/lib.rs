@@ -42,3 +42,21 @@ pub fn kernel_takes_programs(test: &str) -> anyhow::Result<bool> {
     eprintln!("{test}: skipped: {}", missing.join("; "));
     Ok(false)
 }
+
+/// Whether `bpftool` is there, said aloud where not; with `LKST_REQUIRE_KERNEL=1` that is an error.
+///
+/// # Errors
+/// Where it is required and not there.
+pub fn bpftool(test: &str) -> anyhow::Result<bool> {
+    let there = std::process::Command::new("bpftool")
+        .arg("version")
+        .output()
+        .is_ok_and(|o| o.status.success());
+    if !there && std::env::var_os("LKST_REQUIRE_KERNEL").is_some_and(|value| value == "1") {
+        anyhow::bail!("no `bpftool`: install Debian's package of that name");
+    }
+    if !there {
+        eprintln!("{test}: skipped: no `bpftool`");
+    }
+    Ok(there)
+}

@@ -7,6 +7,7 @@ use lkst_rules::diagnostic::{Diagnostic, Diagnostics, render};
 use crate::compile::Compiled;
 use crate::kernel::features::Missing;
 use crate::kernel::load::LoadError;
+use crate::kernel::schema::KernelSchema;
 
 pub mod check;
 pub mod event;
@@ -35,6 +36,21 @@ impl Failed {
     pub fn input(error: impl std::fmt::Display) -> Failed {
         Failed::Input(error.to_string())
     }
+}
+
+/// The events and types of the running kernel.
+///
+/// # Errors
+/// [`Failed::Missing`] where they cannot be read.
+pub fn schema() -> anyhow::Result<KernelSchema> {
+    KernelSchema::of_this_kernel().map_err(|error| {
+        let missing = Missing {
+            what: "the kernel's events".to_owned(),
+            why: error.to_string(),
+            mend: "run lkst as root, on a kernel with tracefs and BTF".to_owned(),
+        };
+        Failed::Missing(vec![missing]).into()
+    })
 }
 
 /// What the code generator could not do, as a diagnostic at its place where it has one.

@@ -25,7 +25,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::{Failed, load_failed};
 use crate::compile::{Compiled, compile_path};
 use crate::kernel::load::{Environment, Loaded, load};
-use crate::kernel::schema::KernelSchema;
 use crate::kernel::{cpus, features};
 use crate::session::{Host, Session};
 
@@ -56,7 +55,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// is unexpected.
 pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let kernel = features::probe().map_err(Failed::Missing)?;
-    let schema = KernelSchema::of_this_kernel().context("cannot read what this kernel has to trace")?;
+    let schema = super::schema()?;
     let compiled = compile_path(&options.path, &options.params, &schema).map_err(Failed::input)?;
     let plans = accept(&compiled, options.colour)?;
     let output = make_output(options.output.as_deref())?;
@@ -206,7 +205,12 @@ async fn trace(
                 ready?.clear_ready();
                 session.notices(out)?;
             }
-            _ = tick.tick() => session.tick(),
+            _ = tick.tick() => {
+                session.tick();
+                if session.all_stopped() {
+                    break None;
+                }
+            }
             () = sleep_until(end) => break None,
             _ = interrupt.recv() => break None,
             _ = terminate.recv() => break None,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aya::maps::{HashMap, Map, MapData, MapError, ProgramArray, RingBuf};
-use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, TracePoint};
+use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::features::Features;
@@ -114,7 +114,7 @@ struct LoadedProgram {
     dispatcher: Ebpf,
     // An array of programs empties itself when nobody holds it open.
     _slots: ProgramArray<MapData>,
-    _program: Ebpf,
+    program: Ebpf,
 }
 
 /// Counters of one event on one CPU.
@@ -332,7 +332,7 @@ fn load_program(
         classic: None,
         dispatcher,
         _slots: slots,
-        _program: main,
+        program: main,
     })
 }
 
@@ -420,17 +420,32 @@ impl LoadedProgram {
 
     /// How often the kernel skipped the program because another was running on the CPU; `None` where it does not say.
     fn skipped(&self) -> Option<u64> {
-        let program = self.dispatcher.program(&self.attach.symbol())?;
-        let fd = match program {
-            Program::BtfTracePoint(program) => BtfTracePoint::fd(program),
-            Program::TracePoint(program) => TracePoint::fd(program),
-            _ => return None,
-        };
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.ok()?.as_fd().as_raw_fd()));
-        let info = info.ok()?;
-        info.lines()
-            .find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+        // `bpf_prog_inc_misses_counters` in `trace_call_bpf`: kernels before 6.7 skip classic programs silently.
+        if !self.attach.typed && !counts_skipped_classic() {
+            return None;
+        }
+        described(&self.dispatcher, &self.attach, "recursion_misses:")?
+            .parse()
+            .ok()
     }
+}
+
+/// What the kernel says of a program beside its descriptor: Documentation/filesystems/proc.rst, `fdinfo`.
+fn described(ebpf: &Ebpf, attach: &Attach, key: &str) -> Option<String> {
+    let fd = program_fd(ebpf, attach).ok()?.as_fd().as_raw_fd();
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    info.lines()
+        .find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()))
+}
+
+/// The one thing that no trial can tell: whether the counter counts.
+fn counts_skipped_classic() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 impl Loaded {
@@ -533,6 +548,15 @@ impl Loaded {
     #[must_use]
     pub fn skipped(&self, program: usize) -> Option<u64> {
         self.programs.get(program)?.skipped()
+    }
+
+    /// The kernel's number of an event's program: what `bpftool prog` knows it by.
+    #[must_use]
+    pub fn program_id(&self, program: usize) -> Option<u32> {
+        let loaded = self.programs.get(program)?;
+        described(&loaded.program, &loaded.attach, "prog_id:")?
+            .parse()
+            .ok()
     }
 
     /// Whether an event's program is typed.

@@ -36,9 +36,9 @@ impl Session {
                 }
                 // A classic program is skipped also where no counter sees it.
                 let skipped = match (typed, skipped) {
-                    (true, Some(0)) | (_, None) => "0".to_owned(),
-                    (true, Some(number)) => number.to_string(),
+                    (true, number) => number.unwrap_or(0).to_string(),
                     (false, Some(number)) => format!(">= {number}"),
+                    (false, None) => "unknown".to_owned(),
                 };
                 let in_traces = pack.kept.get(&event.name).copied().unwrap_or(0);
                 writeln!(
