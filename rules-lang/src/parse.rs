@@ -1,4 +1,4 @@
-//! Text → [`ast`]: the whole grammar of the language, with every syntax error of a file.
+//! Text → [`crate::ast`]: the whole grammar of the language, with every syntax error of a file.
 //!
 //! In: the text of one file, or one expression. Out: its tree, without the items that have a syntax error, and those
 //! errors. Parsing never fails: it gives what it understood and says what it did not.
@@ -16,6 +16,7 @@ mod explain;
 mod expr;
 mod lexer;
 pub(crate) mod literal;
+mod notify;
 mod sink;
 mod split;
 
@@ -63,6 +64,11 @@ pub fn parse(file: u32, text: &str, diagnostics: &mut Diagnostics) -> ast::File 
     let chunks = split::split(input, &lexed.tokens, &mut sink);
     let settled = sink.settled_places();
     for (at, chunk) in chunks.iter().enumerate() {
+        // A hostile file is not worth the time: nobody will be told what is wrong with the rest of it.
+        if sink.is_full() {
+            tree.broken.extend(name_of(input, &lexed, chunk));
+            continue;
+        }
         let before = sink.count();
         let item = item(input, &lexed, chunk, &settled, &mut sink);
         let (start, end) = chunk_ends(&lexed, chunk);

@@ -1,4 +1,4 @@
-//! Expressions and guards: pairs of the grammar → [`ast::Expr`], [`ast::Guard`].
+//! Expressions and guards: pairs of the grammar → [`crate::ast::Expr`], [`crate::ast::Guard`].
 //!
 //! In: a pair that the grammar accepted. Out: its tree; `None` where something was wrong that the grammar cannot see,
 //! which was then reported.

@@ -40,7 +40,7 @@ impl<'d> Sink<'d> {
 
     /// An error whose text is made only if it is shown.
     pub(super) fn error(&mut self, code: &'static str, span: Span, fill: impl FnOnce(&mut Diagnostic)) {
-        if self.found.len() > MOST {
+        if self.is_full() {
             self.places.push(span.start);
             return;
         }
@@ -54,7 +54,12 @@ impl<'d> Sink<'d> {
         self.places.len()
     }
 
-    /// Puts the places in order, for [`Sink::any_within`]. What is pushed later is not looked at.
+    /// True where what is pushed now is not shown any more.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() > MOST
+    }
+
+    /// Puts the places in order, for [`Settled::any_within`]. What is pushed later is not looked at.
     pub(super) fn settled_places(&self) -> Settled {
         let mut places = self.places.clone();
         places.sort_unstable();
