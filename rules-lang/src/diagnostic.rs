@@ -1,7 +1,7 @@
 //! Diagnostics are data: a stable code, a message, labelled places, help. Rendering is a separate step.
 //!
 //! In: every stage pushes into one [`Diagnostics`] and goes on, so that a user sees all that is wrong at once.
-//! Out: [`render`] for people, [`to_json`] for machines.
+//! Out: [`render()`] for people, [`to_json`] for machines.
 //!
 //! Messages are lowercase, without a full stop, with backticks around what the user wrote, in words of the rule
 //! language only. Codes are append-only: a code is never given a second meaning.

@@ -1,10 +1,10 @@
 //! Diagnostics → text for people and JSON for machines.
 //!
-//! In: what was found, and the sources it speaks of. Out: for [`render`], each with its lines and the exact part
+//! In: what was found, and the sources it speaks of. Out: for [`render()`], each with its lines and the exact part
 //! underlined; for [`to_json`], one array.
 //!
 //! INVARIANT: no character of a source, of a name of a file or of a message that a terminal would act on or hide comes
-//! out of [`render`]; and however long a line is, little of it comes out.
+//! out of [`render()`]; and however long a line is, little of it comes out.
 
 use std::ops::Range;
 

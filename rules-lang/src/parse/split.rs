@@ -41,6 +41,8 @@ pub(super) struct Chunk {
 struct Open {
     token: usize,
     sign: char,
+    /// A `{` that belongs to `in { … }`.
+    is_list: bool,
     /// Levels of expression outside of it.
     outside: usize,
 }
@@ -73,7 +75,8 @@ pub(super) fn split(input: Input<'_>, tokens: &[Token], sink: &mut Sink<'_>) -> 
             (first, hopeless) = (at, false);
         }
         hopeless |= !brackets.take(at, sink);
-        let closes = brackets.open.is_empty() && token.text(input.text) == "}";
+        // The brace of `param p = x in { 1, 2 } or y` ends no item.
+        let closes = brackets.open.is_empty() && token.text(input.text) == "}" && !brackets.left_list;
         if closes {
             chunks.push(Chunk {
                 first,
@@ -174,6 +177,8 @@ struct Brackets<'t> {
     base: usize,
     /// It was said that this item is nested too deep.
     too_deep: bool,
+    /// The bracket that was closed last belonged to `in { … }`.
+    left_list: bool,
 }
 
 impl<'t> Brackets<'t> {
@@ -186,6 +191,7 @@ impl<'t> Brackets<'t> {
             depth: 0,
             base: 0,
             too_deep: false,
+            left_list: false,
         }
     }
 
@@ -230,13 +236,14 @@ impl<'t> Brackets<'t> {
 
     fn push(&mut self, at: usize, written: &str) {
         let sign = written.chars().next().unwrap_or('(');
+        // The braces of items are not levels of an expression; those of `in { … }` are.
+        let is_list = sign == '{' && at.checked_sub(1).is_some_and(|before| self.text(before) == "in");
         self.open.push(Open {
             token: at,
             sign,
+            is_list,
             outside: self.base,
         });
-        // The braces of items are not levels of an expression; those of `in { … }` are.
-        let is_list = sign == '{' && at.checked_sub(1).is_some_and(|before| self.text(before) == "in");
         if sign == '{' {
             self.braces += 1;
         }
@@ -281,6 +288,7 @@ impl<'t> Brackets<'t> {
 
     fn leave(&mut self) -> Option<Open> {
         let left = self.open.pop()?;
+        self.left_list = left.is_list;
         if left.sign == '{' {
             self.braces -= 1;
         }
