@@ -66,10 +66,10 @@ pub(crate) fn asks_for_own(expr: &Expr) -> bool {
 /// Sets that some rule enables for a time.
 pub(crate) fn mark_timed(plan: &mut Plan) {
     for action in plan.rules.iter().flat_map(|rule| &rule.actions) {
-        if let Action::Enable { set, for_ns: Some(_) } = action {
-            if let Some(set) = plan.sets.get_mut(*set) {
-                set.timed = true;
-            }
+        if let Action::Enable { set, for_ns: Some(_) } = action
+            && let Some(set) = plan.sets.get_mut(*set)
+        {
+            set.timed = true;
         }
     }
 }
@@ -181,9 +181,11 @@ pub(crate) fn records(plan: &Plan, diagnostics: &mut Diagnostics) {
             continue;
         }
         let all = event.all.iter().filter(|_| records_all(event));
-        let mut known: HashMap<&str, &Column> = all.map(|column| (column.name.as_str(), column)).collect();
+        // With whether only "all fields" asks for it.
+        let mut known: HashMap<&str, (&Column, bool)> =
+            all.map(|column| (column.name.as_str(), (column, true))).collect();
         for column in listed().flatten() {
-            let first = *known.entry(&column.name).or_insert(column);
+            let (first, is_implied) = *known.entry(&column.name).or_insert((column, false));
             let differs =
                 first.value.node != column.value.node && first.value.to_string() != column.value.to_string();
             if differs && said.insert(column.value.span) {
@@ -194,7 +196,10 @@ pub(crate) fn records(plan: &Plan, diagnostics: &mut Diagnostics) {
                 );
                 diagnostics.push(
                     Diagnostic::error("E404", column.value.span, message)
-                        .also(first.value.span, "it is this here")
+                        .also(
+                            first.value.span,
+                            if is_implied { "this records all fields" } else { "it is this here" },
+                        )
                         .help("sets that record one event share its record: call one of them otherwise, with `as`"),
                 );
             }

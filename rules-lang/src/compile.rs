@@ -77,3 +77,142 @@ pub fn compile_condition(text: &str, event: &Event, schema: &dyn Schema) -> Resu
         _ => Err(ConditionError::Invalid(diagnostics)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::{Hit, Value, eval};
+    use crate::plan::{Node, TaskValue};
+    use crate::testing::Fixture;
+
+    fn pack(sources: &[(&str, &str)]) -> Pack {
+        let source = |(name, text): &(&str, &str)| Source {
+            name: (*name).to_owned(),
+            text: (*text).to_owned(),
+        };
+        Pack {
+            name: "test".to_owned(),
+            sources: sources.iter().map(source).collect(),
+        }
+    }
+
+    fn codes(pack: &Pack) -> Vec<&'static str> {
+        let (_, diagnostics) = compile(pack, &Options::default(), &Fixture::default());
+        diagnostics
+            .list
+            .iter()
+            .map(|diagnostic| diagnostic.code)
+            .collect()
+    }
+
+    #[test]
+    fn files_share_names_and_are_judged_in_order_of_their_names() {
+        let second = "rule second { when sched:sched_switch with prev_pid == low then enable s }";
+        let first =
+            "param low = 1 set s { sched:sched_waking } rule first { when sched:sched_switch then enable s }";
+        let pack = pack(&[("20-b.lkst", second), ("10-a.lkst", first)]);
+        let (plan, diagnostics) = compile(&pack, &Options::default(), &Fixture::default());
+        assert_eq!(diagnostics.list, []);
+        let rules: Vec<String> = plan
+            .into_iter()
+            .flat_map(|plan| plan.rules)
+            .map(|rule| rule.name)
+            .collect();
+        assert_eq!(rules, ["first", "second"]);
+    }
+
+    #[test]
+    fn a_condition_tells_what_is_missing_from_what_is_wrong() {
+        let schema = Fixture::default();
+        let event = schema
+            .event("sched", "sched_switch")
+            .unwrap_or_else(|| panic!("it is in the fixture"));
+        let compiled = |text: &str| compile_condition(text, &event, &schema);
+        assert!(compiled("prev_pid == 1 and prev_state == S").is_ok());
+        assert!(matches!(
+            compiled("dev == dev(8, 0)"),
+            Err(ConditionError::Missing(_))
+        ));
+        assert!(matches!(compiled("prev_pid"), Err(ConditionError::Invalid(_))));
+        assert!(matches!(compiled("prev_pid =="), Err(ConditionError::Invalid(_))));
+    }
+
+    #[test]
+    fn longest_expressions_fit_the_stack() {
+        for (link, first, end) in [("or", "prev_pid == 1", ""), ("+", "prev_pid", " == 1")] {
+            let chain = vec![first; 1024].join(&format!(" {link} "));
+            let text = format!("set s {{ sched:sched_switch with {chain}{end} }} start with s");
+            let said = codes(&pack(&[("a.lkst", &text)]));
+            assert!(said.is_empty() || said == ["E014"], "{said:?}");
+        }
+        let deep = format!("{}prev_pid == 1{}", "not (".repeat(60), ")".repeat(60));
+        let text = format!("set s {{ sched:sched_switch with {deep} }} start with s");
+        let said = codes(&pack(&[("a.lkst", &text)]));
+        assert!(said.is_empty() || said == ["E013"], "{said:?}");
+    }
+
+    /// A task switch from process 5, in state D.
+    struct Switch;
+
+    impl Hit for Switch {
+        fn field(&self, name: &str) -> Option<Value> {
+            match name {
+                "prev_pid" => Some(Value::Int(5)),
+                "prev_state" => Some(Value::Int(2)),
+                "prev_comm" => Some(Value::Text(Some(b"cc1\0garbage".to_vec()))),
+                _ => None,
+            }
+        }
+
+        fn task(&self, _: &TaskValue) -> Option<Value> {
+            None
+        }
+
+        fn cpu(&self) -> u32 {
+            1
+        }
+
+        fn time(&self) -> u64 {
+            3_000_000_000
+        }
+
+        fn text_at(&self, _: u64, _: bool) -> Option<Vec<u8>> {
+            None
+        }
+    }
+
+    #[test]
+    fn conditions_mean_what_they_say() {
+        let schema = Fixture::default();
+        let event = schema
+            .event("sched", "sched_switch")
+            .unwrap_or_else(|| panic!("it is in the fixture"));
+        for (text, expected) in [
+            ("prev_state == D and prev_pid in 5 .. 5", true),
+            ("prev_pid not in { 4, 6 } and prev_pid - 6 < 0", true),
+            (
+                "prev_comm == \"cc1\" and prev_comm like \"c*\" and prev_comm not like \"*x*\"",
+                true,
+            ),
+            ("time > 2s and time / 1s == 3 and cpu == 1", true),
+            (
+                "prev_state & (S | T) != 0 or prev_pid / 0 != 0 or prev_pid % 0 != 5",
+                false,
+            ),
+            (
+                "-prev_pid == -5 and ~prev_pid == -6 and prev_pid << 1 >> 1 == 5",
+                true,
+            ),
+            (
+                "hit.event like \"sched:*\" and not (prev_comm in { \"a\", \"b\" })",
+                true,
+            ),
+        ] {
+            let condition = compile_condition(text, &event, &schema).map_err(|error| format!("{error:?}"));
+            let condition = condition.unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(eval(&condition, &Switch), Value::Bool(expected), "{text}");
+        }
+        let constant = compile_condition("hit.event == \"sched:sched_switch\"", &event, &schema);
+        assert!(constant.is_ok_and(|condition| condition.node == Node::Bool(true)));
+    }
+}

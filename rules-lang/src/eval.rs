@@ -221,3 +221,252 @@ pub fn like(text: &[u8], open_start: bool, body: &[u8], open_end: bool) -> bool 
 fn low_bits(shift: u64) -> u32 {
     u32::from(shift.to_le_bytes()[0] & 63)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Span;
+    use proptest::prelude::*;
+
+    /// A hit of which every integer is the same.
+    struct Same(u64);
+
+    impl Hit for Same {
+        fn field(&self, name: &str) -> Option<Value> {
+            match name {
+                "unreadable" => Some(Value::Text(None)),
+                "text" => Some(Value::Text(Some(b"abc\0def".to_vec()))),
+                "missing" => None,
+                _ => Some(Value::Int(self.0)),
+            }
+        }
+
+        fn task(&self, _: &TaskValue) -> Option<Value> {
+            None
+        }
+
+        fn cpu(&self) -> u32 {
+            3
+        }
+
+        fn time(&self) -> u64 {
+            self.0
+        }
+
+        fn text_at(&self, pointer: u64, user: bool) -> Option<Vec<u8>> {
+            (pointer != 0 && user).then(|| vec![b'x'; 300])
+        }
+    }
+
+    fn expr(node: Node, ty: Type) -> Expr {
+        Expr {
+            node,
+            ty,
+            span: Span::default(),
+        }
+    }
+
+    fn boxed(node: Node, ty: Type) -> Box<Expr> {
+        Box::new(expr(node, ty))
+    }
+
+    fn field(name: &str, ty: Type) -> Box<Expr> {
+        let load = Load::Field {
+            name: name.to_owned(),
+            place: None,
+            recipe: None,
+        };
+        boxed(Node::Load(load), ty)
+    }
+
+    fn holds(node: Node) -> bool {
+        eval(&expr(node, Type::Bool), &Same(7)).bool()
+    }
+
+    #[test]
+    fn comparisons_with_unreadable_text_are_false_both_ways() {
+        let text = || boxed(Node::Text(b"abc".to_vec()), Type::TEXT);
+        for name in ["unreadable", "missing"] {
+            for negated in [false, true] {
+                let value = field(name, Type::TEXT);
+                assert!(!holds(Node::Like {
+                    value,
+                    open_start: true,
+                    body: Vec::new(),
+                    open_end: true,
+                    negated
+                }));
+                let value = field(name, Type::TEXT);
+                assert!(!holds(Node::InTexts {
+                    value,
+                    list: vec![b"abc".to_vec()],
+                    negated
+                }));
+                let left = field(name, Type::TEXT);
+                assert!(!holds(Node::TextEqual {
+                    left,
+                    right: text(),
+                    negated
+                }));
+            }
+            // The logical `not` is of the condition, not of the comparison.
+            let left = field(name, Type::TEXT);
+            assert!(holds(Node::Not(boxed(
+                Node::TextEqual {
+                    left,
+                    right: text(),
+                    negated: false
+                },
+                Type::Bool
+            ))));
+        }
+        let left = field("text", Type::TEXT);
+        assert!(holds(Node::TextEqual {
+            left,
+            right: text(),
+            negated: false
+        }));
+    }
+
+    #[test]
+    fn text_is_cut() {
+        let long = expr(
+            Node::Str {
+                pointer: field("p", Type::U64),
+                user: true,
+            },
+            Type::TEXT,
+        );
+        assert_eq!(eval(&long, &Same(1)), Value::Text(Some(vec![b'x'; 255])));
+        assert_eq!(eval(&long, &Same(0)), Value::Text(None));
+        let short = field("text", Type::Text { capacity: 2 });
+        assert_eq!(eval(&short, &Same(0)), Value::Text(Some(b"ab".to_vec())));
+    }
+
+    #[test]
+    fn division_follows_the_language() {
+        let signed =
+            |op, a: i64, b: i64| arithmetic(op, true, a.cast_unsigned(), b.cast_unsigned()).cast_signed();
+        assert_eq!(signed(BinaryOp::Divide, -7, 2), -3);
+        assert_eq!(signed(BinaryOp::Remainder, -7, 2), -1);
+        assert_eq!(signed(BinaryOp::Divide, i64::MIN, -1), i64::MIN);
+        assert_eq!(signed(BinaryOp::Remainder, i64::MIN, -1), 0);
+        assert_eq!(signed(BinaryOp::Divide, -7, 0), 0);
+        assert_eq!(signed(BinaryOp::Remainder, -7, 0), -7);
+        assert_eq!(signed(BinaryOp::ShiftRight, -8, 65), -4);
+        assert_eq!(arithmetic(BinaryOp::Divide, false, u64::MAX, 2), u64::MAX / 2);
+    }
+
+    #[test]
+    fn patterns() {
+        let is = |pattern: (bool, &str, bool), text: &str| {
+            like(text.as_bytes(), pattern.0, pattern.1.as_bytes(), pattern.2)
+        };
+        assert!(is((false, "ab", true), "abc") && !is((false, "bc", true), "abc"));
+        assert!(is((true, "bc", false), "abc") && !is((true, "ab", false), "abc"));
+        assert!(is((true, "b", true), "abc") && !is((true, "d", true), "abc"));
+        assert!(
+            is((true, "", true), "")
+                && is((false, "abc", false), "abc")
+                && !is((false, "abc", false), "abcd")
+        );
+    }
+
+    /// Any expression, whatever its types: evaluation must not care.
+    fn any_expr() -> impl Strategy<Value = Expr> {
+        let ty = prop_oneof![
+            Just(Type::U64),
+            Just(Type::I32),
+            Just(Type::Bool),
+            Just(Type::TEXT),
+            Just(Type::Duration)
+        ];
+        let name = prop_oneof!["unreadable", "text", "missing", "int"];
+        let leaf = prop_oneof![
+            any::<u64>().prop_map(Node::Int),
+            any::<Vec<u8>>().prop_map(Node::Text),
+            any::<bool>().prop_map(Node::Bool),
+            name.prop_map(|name| Node::Load(Load::Field {
+                name,
+                place: None,
+                recipe: None
+            })),
+            Just(Node::Load(Load::Time)),
+        ];
+        let leaf = (leaf, ty.clone()).prop_map(|(node, ty)| expr(node, ty));
+        leaf.prop_recursive(5, 64, 3, move |inner| {
+            let one = || inner.clone().prop_map(Box::new);
+            let op = prop::sample::select(BinaryOp::ALL.to_vec());
+            let node = prop_oneof![
+                one().prop_map(Node::Not),
+                one().prop_map(Node::Negate),
+                one().prop_map(Node::Complement),
+                (one(), any::<bool>()).prop_map(|(pointer, user)| Node::Str { pointer, user }),
+                (op, any::<bool>(), one(), one()).prop_map(|(op, signed, left, right)| Node::Binary {
+                    op,
+                    signed,
+                    left,
+                    right
+                }),
+                (any::<bool>(), one(), one()).prop_map(|(signed, left, right)| Node::Compare {
+                    op: CompareOp::Less,
+                    signed,
+                    left,
+                    right
+                }),
+                (any::<bool>(), one(), one()).prop_map(|(negated, left, right)| Node::TextEqual {
+                    left,
+                    right,
+                    negated
+                }),
+                (any::<bool>(), one(), any::<Vec<u64>>()).prop_map(|(negated, value, list)| Node::InInts {
+                    value,
+                    list,
+                    negated
+                }),
+                (one(), one(), one(), any::<bool>()).prop_map(|(value, low, high, signed)| Node::InRange {
+                    value,
+                    low,
+                    high,
+                    signed,
+                    negated: false
+                }),
+                (one(), any::<Vec<u8>>(), any::<bool>()).prop_map(|(value, body, open)| Node::Like {
+                    value,
+                    open_start: open,
+                    body,
+                    open_end: !open,
+                    negated: open
+                }),
+                (one(), one()).prop_map(|(left, right)| Node::And(left, right)),
+                (one(), one()).prop_map(|(left, right)| Node::Or(left, right)),
+            ];
+            (node, ty.clone()).prop_map(|(node, ty)| expr(node, ty))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn evaluation_is_total(expr in any_expr(), value: u64) {
+            let _ = eval(&expr, &Same(value));
+            // Printing is, too.
+            let _ = expr.to_string();
+        }
+
+        #[test]
+        fn a_range_is_two_comparisons(value: u64, low: u64, high: u64, signed: bool) {
+            let int = |value| boxed(Node::Int(value), Type::U64);
+            let inside = |negated| holds(Node::InRange { value: int(value), low: int(low), high: int(high), signed, negated });
+            let both = compare(CompareOp::GreaterEqual, signed, value, low) && compare(CompareOp::LessEqual, signed, value, high);
+            prop_assert_eq!(inside(false), both);
+            prop_assert_eq!(inside(true), !both);
+        }
+
+        #[test]
+        fn quotient_and_remainder_agree(a: u64, b: u64, signed: bool) {
+            let quotient = arithmetic(BinaryOp::Divide, signed, a, b);
+            let remainder = arithmetic(BinaryOp::Remainder, signed, a, b);
+            prop_assert_eq!(quotient.wrapping_mul(b).wrapping_add(remainder), a);
+        }
+    }
+}

@@ -66,7 +66,7 @@ pub struct Rule {
     pub limit: Limit,
     /// All of its `notify` texts, one after another. Empty where it has none.
     pub message: Vec<MessagePiece>,
-    /// False where none of its events is in this kernel.
+    /// False where none of its events is in this kernel, or its condition is never true: then it has no trigger.
     pub live: bool,
     /// Where it was written.
     pub span: Span,
@@ -144,9 +144,10 @@ pub enum Limit {
 pub struct EventPlan {
     /// The event.
     pub event: Arc<Event>,
-    /// The members of sets that name it, at most one a set unless several are explicit, in file order.
+    /// The members of sets that name it, in file order. Several of one set, where several globs match or several
+    /// explicit members name it: it is recorded if any of them holds.
     pub members: Vec<Member>,
-    /// The rules that wait for it, in judging order.
+    /// The rules that wait for it, in judging order, each once.
     pub triggers: Vec<Trigger>,
     /// The columns of a record with all fields, in the format's order.
     pub all: Vec<Column>,

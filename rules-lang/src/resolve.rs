@@ -22,6 +22,8 @@ mod operators;
 mod params;
 mod rules;
 mod sets;
+mod suggest;
+mod symbol;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -206,7 +208,7 @@ impl<'a> Names<'a> {
     fn limit(&self, diagnostics: &mut Diagnostics) {
         let mut check = |code, kind: &str, count: usize, most: usize, first: Option<Span>| {
             if let Some(span) = first {
-                let message = format!("the pack has {count} {kind}, and {most} is the most");
+                let message = format!("the pack has {count} {kind}; {most} is the most");
                 diagnostics.push(Diagnostic::error(code, span, message).help("split it into several packs"));
             }
         };
@@ -218,7 +220,7 @@ impl<'a> Names<'a> {
         let buffer = self.buffers.iter().find(over).map(|buffer| buffer.name.span);
         check(
             "E302",
-            "buffers, with `main`,",
+            "buffers with `main`",
             self.buffer_numbers.len(),
             MOST_BUFFERS,
             buffer,
@@ -262,7 +264,7 @@ impl<'a> Resolver<'a> {
             );
             let known = self.names.sets.iter().map(|set| set.name.value.as_str());
             self.diagnostics
-                .push(names::with_known(error, &name.value, known, "its sets are"));
+                .push(suggest::with_known(error, &name.value, known, "its sets are"));
         }
         number
     }
@@ -279,7 +281,7 @@ impl<'a> Resolver<'a> {
             let declared = self.names.buffers.iter().map(|buffer| buffer.name.value.as_str());
             let known = std::iter::once("main").chain(declared.filter(|name| *name != "main"));
             self.diagnostics
-                .push(names::with_known(error, &name.value, known, "its buffers are"));
+                .push(suggest::with_known(error, &name.value, known, "its buffers are"));
         }
         number
     }
@@ -296,7 +298,7 @@ impl<'a> Resolver<'a> {
             let mut spans: Vec<&str> = known.keys().copied().collect();
             spans.sort_unstable();
             self.diagnostics
-                .push(names::with_known(error, &name.value, spans, "its spans are"));
+                .push(suggest::with_known(error, &name.value, spans, "its spans are"));
         }
     }
 

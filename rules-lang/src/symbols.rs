@@ -57,10 +57,10 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 /// The user API's value of `name` on `architecture` (as in `std::env::consts::ARCH`), errors and signals apart.
 #[must_use]
 pub fn lookup(architecture: &str, name: &str) -> Option<i64> {
-    if architecture == "aarch64" {
-        if let Some(there) = find(AARCH64, name) {
-            return there;
-        }
+    if architecture == "aarch64"
+        && let Some(there) = find(AARCH64, name)
+    {
+        return there;
     }
     USER_API.iter().find_map(|table| find(table, name))
 }

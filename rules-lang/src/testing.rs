@@ -243,6 +243,8 @@ fn devices() -> Vec<Event> {
                 ("dev", "dev_t", Type::U32, at(8), None),
                 ("sector", "sector_t", Type::U64, at(16), None),
                 ("size", "size_t", Type::U64, at(24), None),
+                // Made up: what neither kind of program can read.
+                ("when", "struct timespec64", Type::U64, None, None),
             ],
             &[("bh", "struct buffer_head *")],
         ),

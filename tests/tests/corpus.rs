@@ -8,6 +8,7 @@
 
 mod corpus {
     pub(crate) mod case;
+    pub(crate) mod check;
     pub(crate) mod parse;
 }
 
@@ -39,6 +40,16 @@ const KINDS: &[Kind] = &[
         folder: "parse/fail",
         ending: "stderr",
         run: corpus::parse::fail,
+    },
+    Kind {
+        folder: "check/pass",
+        ending: "plan",
+        run: corpus::check::pass,
+    },
+    Kind {
+        folder: "check/fail",
+        ending: "stderr",
+        run: corpus::check::fail,
     },
 ];
 

@@ -4,8 +4,8 @@
 
 use super::expr::{Typer, describe, show};
 use super::fold;
-use super::names::with_known;
 use super::not_yet;
+use super::suggest::with_known;
 use crate::ast::{self, BinaryOp};
 use crate::diagnostic::Diagnostic;
 use crate::eval;
@@ -93,7 +93,11 @@ impl<'a> Typer<'a> {
     }
 
     fn count_of_arguments(&mut self, name: &Name, wanted: usize, given: usize, span: Span) {
-        let message = format!("`{}` takes {wanted} and not {given}", name.value);
+        let message = format!(
+            "`{}` takes {wanted} {}, not {given}",
+            name.value,
+            if wanted == 1 { "value" } else { "values" }
+        );
         let form = if wanted == 2 {
             "dev(MAJOR, MINOR)".to_owned()
         } else {

@@ -120,6 +120,10 @@ pub(super) fn compare(op: CompareOp, left: i128, right: i128) -> bool {
 /// leaves the uppermost bit clear is known: masks, shifts to the right, quotients.
 pub(super) fn may_exceed_signed(expr: &Expr) -> bool {
     let at_least = |expr: &Expr, least: i128| number_of(expr).is_some_and(|number| number >= least);
+    if let Node::Int(bits) = expr.node {
+        // A mask such as `~0xff` keeps the uppermost bit, whatever its sign.
+        return bits.cast_signed() < 0;
+    }
     if !matches!(
         expr.ty,
         Type::Int {
@@ -130,7 +134,6 @@ pub(super) fn may_exceed_signed(expr: &Expr) -> bool {
         return false;
     }
     match &expr.node {
-        Node::Int(bits) => bits.cast_signed() < 0,
         Node::Binary { op, left, right, .. } => match op {
             BinaryOp::And => may_exceed_signed(left) && may_exceed_signed(right),
             BinaryOp::ShiftRight if matches!(right.node, Node::Int(amount) if amount & 63 != 0) => false,
@@ -233,5 +236,15 @@ mod tests {
             all_or_any(true, vec![truth(true, Span::default())]).map(|e| e.node),
             Some(Node::Bool(true))
         );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn folding_agrees_with_evaluation(a: u64, b: u64, a_signed: bool, b_signed: bool, at in 0..10_usize) {
+            let op = BinaryOp::ALL[at];
+            let (left, right) = (number(a, a_signed), number(b, b_signed));
+            let signed = left < 0 || right < 0;
+            proptest::prop_assert_eq!(bits(arithmetic(op, left, right)), eval::arithmetic(op, signed, a, b));
+        }
     }
 }

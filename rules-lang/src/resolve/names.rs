@@ -2,20 +2,15 @@
 //!
 //! In: a name, or a path such as `args.prev.se.vruntime` or `event.dev`. Out: a typed load or a constant.
 //!
-//! A bare name is, in this order: a field of the event, a param of the pack, `cpu` or `time`, a symbol. A symbol is
-//! looked up, in this order: in the print format of the field it is compared with, in that field's enum, in the
-//! kernel's user API, among error numbers, among signals, in all enums of the kernel. The first step that knows it
-//! decides; two different values at one step are an error.
+//! A bare name is, in this order: a field of the event, a param of the pack, `cpu` or `time`, a symbol (`symbol.rs`).
 
 use super::expr::{Typer, ast_text, describe};
-use super::fold;
+use super::suggest::{with_known, with_list, with_near};
 use crate::ast::{self, ExprKind};
 use crate::diagnostic::Diagnostic;
-use crate::nearest::nearest;
 use crate::plan::{Expr, Load, Node, TaskValue};
-use crate::schema::{Event, Field, Hop, Path, PathStep, Place, Recipe, Symbols, Type};
+use crate::schema::{Event, Field, Hop, Path, PathStep, Place, Recipe, Type};
 use crate::source::{Name, Span};
-use crate::symbols;
 
 /// A value, and whether people read it in hexadecimal.
 pub(super) struct Found {
@@ -24,13 +19,13 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn plain(value: Expr) -> Self {
+    pub(super) fn plain(value: Expr) -> Self {
         Found { value, hex: false }
     }
 }
 
 /// A part of a path behind its root.
-enum Step<'a> {
+pub(super) enum Step<'a> {
     Name(&'a Name),
     Index(u64, Span),
 }
@@ -43,9 +38,6 @@ impl Step<'_> {
         }
     }
 }
-
-/// How many fields are listed in help.
-const MOST_LISTED: usize = 24;
 
 impl<'a> Typer<'a> {
     /// A name or a path.
@@ -78,10 +70,10 @@ impl<'a> Typer<'a> {
             ("hit", [Step::Name(what)]) => self.hit(what, expr.span).map(Found::plain),
             ("param", [Step::Name(name)]) => self.param(name).map(Found::plain),
             (root, rest) => {
-                if let Some(event) = self.event {
-                    if let Some(field) = event.field(root) {
-                        return self.field(event, field, rest, expr.span);
-                    }
+                if let Some(event) = self.event
+                    && let Some(field) = event.field(root)
+                {
+                    return self.field(event, field, rest, expr.span);
                 }
                 self.no_such_path(root, root_span, rest);
                 None
@@ -90,10 +82,10 @@ impl<'a> Typer<'a> {
     }
 
     fn bare(&mut self, name: &str, span: Span) -> Option<Found> {
-        if let Some(event) = self.event {
-            if let Some(field) = event.field(name) {
-                return self.field(event, field, &[], span);
-            }
+        if let Some(event) = self.event
+            && let Some(field) = event.field(name)
+        {
+            return self.field(event, field, &[], span);
         }
         if let Some(known) = self.params.get(name) {
             return known.map(|value| Found::plain(Expr { span, ..value }));
@@ -107,94 +99,6 @@ impl<'a> Typer<'a> {
             return Some(Found::plain(loaded(load, ty, span)));
         }
         self.symbol(name, span)
-    }
-
-    /// A constant of the kernel.
-    fn symbol(&mut self, name: &str, span: Span) -> Option<Found> {
-        for (step, values) in self.symbol_steps(name) {
-            let Some((first_owner, first)) = values.first() else {
-                continue;
-            };
-            if let Some((owner, other)) = values.iter().find(|(_, value)| value != first) {
-                let message = format!("`{name}` has two values {step}: {first} and {other}");
-                self.found
-                    .push(Diagnostic::error("E108", span, message).help(format!(
-                        "`{first_owner}` says {first}, `{owner}` says {other}; write the number that is meant"
-                    )));
-                return None;
-            }
-            return Some(Found::plain(fold::integer(i128::from(*first), span)));
-        }
-        self.unknown_name(name, span);
-        None
-    }
-
-    /// The steps of a look-up, each with where it looks and what it finds: (where the value is from, the value).
-    fn symbol_steps(&self, name: &str) -> Vec<(&'static str, Vec<(String, i64)>)> {
-        let of = |symbols: &Symbols, owner: &str| {
-            let same = symbols.iter().filter(|(known, _)| known == name);
-            same.map(|(_, value)| (owner.to_owned(), *value))
-                .collect::<Vec<_>>()
-        };
-        let mut steps = Vec::new();
-        for other in self.beside.iter().rev() {
-            if let Some((owner, symbols, enumerators)) = self.symbols_of(other) {
-                steps.push(("in its field's print format", of(&symbols, &owner)));
-                steps.push(("in its field's enum", of(&enumerators, &owner)));
-            }
-        }
-        let one = |value: Option<i64>| value.map(|value| (name.to_owned(), value)).into_iter().collect();
-        steps.push((
-            "in the user API",
-            one(symbols::lookup(self.schema.architecture(), name)),
-        ));
-        steps.push(("as an error", one(symbols::errno(name))));
-        steps.push(("as a signal", one(symbols::signal(name))));
-        if steps.iter().all(|(_, values)| values.is_empty()) {
-            // The last step searches all of the kernel's types.
-            steps.push(("in the kernel's enums", self.schema.enumerator(name)));
-        }
-        steps
-    }
-
-    /// The symbols of the first field that an expression names.
-    fn symbols_of(&self, expr: &ast::Expr) -> Option<(String, Symbols, Symbols)> {
-        let event = self.event?;
-        let mut rest = vec![expr];
-        while let Some(expr) = rest.pop() {
-            match &expr.kind {
-                ExprKind::Name(_) | ExprKind::Member(..) | ExprKind::Index(..) => {
-                    let Ok((root, _, steps)) = taken_apart(expr) else {
-                        continue;
-                    };
-                    let field = match (root, steps.as_slice()) {
-                        ("args", [Step::Name(_), ..]) => {
-                            let Ok(found) = self.schema.argument(event, &path_steps(&steps)) else {
-                                continue;
-                            };
-                            return Some((ast_text(expr), Symbols::default(), found.enumerators));
-                        }
-                        ("event", [Step::Name(field), ..]) => event.field(&field.value),
-                        (root, _) => event.field(root),
-                    };
-                    if let Some(field) = field {
-                        return Some((
-                            field.name.clone(),
-                            field.symbols.clone(),
-                            field.enumerators.clone(),
-                        ));
-                    }
-                }
-                ExprKind::Unary(_, of) => rest.push(of),
-                ExprKind::Binary(_, left, right) | ExprKind::Compare(_, left, right) => {
-                    rest.push(right);
-                    rest.push(left);
-                }
-                ExprKind::Call(_, arguments) => rest.extend(arguments.iter().rev()),
-                _ => {}
-            }
-        }
-        None
     }
 
     /// A field, or an element of one.
@@ -303,7 +207,12 @@ impl<'a> Typer<'a> {
                 let at = steps.get(wrong.step).map_or(span, Step::span);
                 let mut error = Diagnostic::error("E111", at, wrong.message);
                 if let Some(PathStep::Name(name)) = path.get(wrong.step) {
-                    error = with_known(error, name, wrong.known.iter().map(String::as_str), "there are");
+                    error = with_known(
+                        error,
+                        name,
+                        wrong.known.iter().map(String::as_str),
+                        "known here are",
+                    );
                 }
                 if event.arguments.is_empty() {
                     error = with_list(error, "", fields_of(event), "its fields are");
@@ -402,74 +311,6 @@ impl<'a> Typer<'a> {
         self.event
     }
 
-    fn unknown_name(&mut self, name: &str, span: Span) {
-        if self.is_glob {
-            self.missing.push(Diagnostic::error("E103", span, String::new()));
-            return;
-        }
-        if let Some(defined) = self.params.defined_later(name) {
-            self.found.push(
-                Diagnostic::error(
-                    "E115",
-                    span,
-                    format!("param `{name}` is used before it is defined"),
-                )
-                .also(defined, "defined here")
-                .help("a param may be made of those above it"),
-            );
-            return;
-        }
-        let Some(event) = self.event else {
-            let error = Diagnostic::error(
-                "E103",
-                span,
-                format!("`{name}` is neither a param nor a symbol of the kernel"),
-            );
-            let mut known: Vec<&str> = self.params.names().collect();
-            known.extend(symbols::names().map(|name| -> &str { name }));
-            self.found.push(with_near(error, name, known));
-            return;
-        };
-        let full_name = event.full_name();
-        if name == "duration" {
-            let message = format!("`duration` belongs to spans, and `{full_name}` is an event");
-            self.missing.push(
-                Diagnostic::error("E116", span, message)
-                    .help("a span is declared with `span NAME { from … to … }`"),
-            );
-            return;
-        }
-        let message = format!("`{name}` is neither a field of `{full_name}` nor a symbol of the kernel");
-        let mut error = Diagnostic::error("E103", span, message);
-        if matches!(name, "task" | "event" | "args" | "hit" | "param") {
-            error = error.help(format!("`{name}` stands before a dot: `{name}.…`"));
-        }
-        let symbols: Vec<String> = self
-            .beside
-            .iter()
-            .rev()
-            .filter_map(|other| self.symbols_of(other))
-            .flat_map(|(_, symbols, enumerators)| {
-                symbols
-                    .iter()
-                    .chain(enumerators.iter())
-                    .map(|(name, _)| name.clone())
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        let mut known: Vec<&str> = fields_of(event).collect();
-        known.extend(self.params.names());
-        known.extend(["cpu", "time"]);
-        known.extend(symbols.iter().map(String::as_str));
-        known.extend(symbols::names().map(|name| -> &str { name }));
-        let near = nearest(name, known);
-        if let Some(near) = near {
-            error = error.help(format!("did you mean `{near}`?"));
-        }
-        self.missing
-            .push(with_list(error, name, fields_of(event), "its fields are"));
-    }
-
     fn no_such_field(&mut self, event: &Event, name: &str, span: Span) {
         if self.is_glob {
             self.missing.push(Diagnostic::error("E102", span, String::new()));
@@ -511,13 +352,12 @@ impl<'a> Typer<'a> {
     }
 }
 
-fn fields_of(event: &Event) -> impl Iterator<Item = &str> {
+pub(super) fn fields_of(event: &Event) -> impl Iterator<Item = &str> {
     event.fields.iter().map(|field| field.name.as_str())
 }
 
 /// The root's name and place, and the steps behind it; or the expression that has no name at its root.
-#[expect(clippy::type_complexity, reason = "three parts that are taken apart at once")]
-fn taken_apart(expr: &ast::Expr) -> Result<(&str, Span, Vec<Step<'_>>), &ast::Expr> {
+pub(super) fn taken_apart(expr: &ast::Expr) -> Result<(&str, Span, Vec<Step<'_>>), &ast::Expr> {
     let mut steps = Vec::new();
     let mut base = expr;
     loop {
@@ -539,7 +379,7 @@ fn taken_apart(expr: &ast::Expr) -> Result<(&str, Span, Vec<Step<'_>>), &ast::Ex
     }
 }
 
-fn path_steps(steps: &[Step<'_>]) -> Vec<PathStep> {
+pub(super) fn path_steps(steps: &[Step<'_>]) -> Vec<PathStep> {
     let step = |step: &Step<'_>| match step {
         Step::Name(name) => PathStep::Name(name.value.clone()),
         Step::Index(index, _) => PathStep::Index(*index),
@@ -569,51 +409,4 @@ pub(super) fn loaded(load: Load, ty: Type, span: Span) -> Expr {
         ty,
         span,
     }
-}
-
-/// "did you mean", where a name is near.
-pub(super) fn with_near<'n>(
-    error: Diagnostic,
-    name: &str,
-    known: impl IntoIterator<Item = &'n str>,
-) -> Diagnostic {
-    match nearest(name, known) {
-        Some(near) => error.help(format!("did you mean `{near}`?")),
-        None => error,
-    }
-}
-
-/// "did you mean", and all names that would have been right, the nearest first.
-pub(super) fn with_known<'n>(
-    error: Diagnostic,
-    name: &str,
-    known: impl IntoIterator<Item = &'n str>,
-    what: &str,
-) -> Diagnostic {
-    let known: Vec<&str> = known.into_iter().collect();
-    let error = with_near(error, name, known.iter().copied());
-    with_list(error, name, known, what)
-}
-
-fn with_list<'n>(
-    error: Diagnostic,
-    name: &str,
-    known: impl IntoIterator<Item = &'n str>,
-    what: &str,
-) -> Diagnostic {
-    let mut known: Vec<&str> = known.into_iter().collect();
-    if known.is_empty() {
-        return error;
-    }
-    if let Some(near) = nearest(name, known.iter().copied()) {
-        // Nearest first, the others as the kernel has them.
-        known.sort_by_key(|candidate| *candidate != near);
-    }
-    let more = if known.len() > MOST_LISTED { ", …" } else { "" };
-    let list: Vec<String> = known
-        .iter()
-        .take(MOST_LISTED)
-        .map(|name| format!("`{name}`"))
-        .collect();
-    error.help(format!("{what} {}{more}", list.join(", ")))
 }

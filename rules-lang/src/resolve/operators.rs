@@ -29,7 +29,13 @@ impl<'a> Typer<'a> {
         span: Span,
     ) -> Option<Expr> {
         use BinaryOp::{Add, Divide, Multiply, Subtract};
-        let signed = fold::is_signed(left.ty) || fold::is_signed(right.ty);
+        let signed = match op {
+            // A mask has no sign of its own: `flags & ~0xff` is as signed as `flags` is.
+            BinaryOp::And | BinaryOp::Or | BinaryOp::Xor if is_constant(&left) != is_constant(&right) => {
+                fold::is_signed(if is_constant(&left) { right.ty } else { left.ty })
+            }
+            _ => fold::is_signed(left.ty) || fold::is_signed(right.ty),
+        };
         let ty = match (left.ty, op, right.ty) {
             (Type::Int { .. }, _, Type::Int { .. }) => Type::Int { bits: 64, signed },
             (Type::Duration, Add | Subtract, Type::Duration) => Type::Duration,
@@ -161,7 +167,6 @@ impl<'a> Typer<'a> {
                 );
                 self.found.push(
                     Diagnostic::error("E204", span, message)
-                        .label(String::new())
                         .help(format!(
                             "where it is less than 2^63, say so: `{} & 0x7fffffffffffffff`",
                             ast_text(wide_ast)

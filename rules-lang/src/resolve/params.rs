@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
 use super::expr::{Typer, describe, is_constant};
-use super::names::with_near;
+use super::suggest::with_near;
 use crate::ast;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::parse::parse_expression;

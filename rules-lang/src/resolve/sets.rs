@@ -69,7 +69,7 @@ impl<'a> Resolver<'a> {
         let sample = item
             .sample
             .as_ref()
-            .and_then(|sample| self.within(sample, "what one of is sampled", u32::MAX, "E309"))
+            .and_then(|sample| self.within(sample, "the N of `sample 1/N`", u32::MAX, "E309"))
             .filter(|sample| *sample > 1);
         let globbed = is_glob(pattern);
         let events = if globbed {
@@ -146,14 +146,10 @@ impl<'a> Resolver<'a> {
             if let Some(with) = &item.with {
                 self.missing_everywhere(pattern, first, with);
             }
-        } else if !possible {
-            if let Some(with) = &item.with {
-                self.diagnostics.push(Diagnostic::warning(
-                    "W507",
-                    with.span,
-                    "this condition is never true",
-                ));
-            }
+        } else if !possible && let Some(with) = &item.with {
+            let message = "this condition is never true";
+            self.diagnostics
+                .push(Diagnostic::warning("W507", with.span, message));
         }
         let Some(Columns::List(list)) = &item.record else {
             return;

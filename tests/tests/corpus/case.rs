@@ -57,3 +57,24 @@ impl Case {
         );
     }
 }
+
+/// A line `# repeat N: TEXT` of a case stands for N times TEXT, in which `{n}` is the number of the time, from 1: so the
+/// cases of limits can be read.
+pub(crate) fn expand(text: &str) -> Result<String> {
+    let mut expanded = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let repeat = line
+            .strip_prefix("# repeat ")
+            .and_then(|rest| rest.split_once(": "));
+        let Some((times, what)) = repeat else {
+            expanded.push_str(line);
+            continue;
+        };
+        let times: usize = times.parse().context("how often")?;
+        for n in 1..=times {
+            expanded.push_str(&what.trim_end_matches('\n').replace("{n}", &n.to_string()));
+        }
+        expanded.push('\n');
+    }
+    Ok(expanded)
+}

@@ -1,11 +1,11 @@
 //! Text → syntax tree: `parse/pass` (the tree, as canonical text) and `parse/fail` (the diagnostics).
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lkst_rules::diagnostic::{Diagnostics, render};
 use lkst_rules::parse::{parse, source_from_bytes};
 use lkst_rules::print::print;
 
-use super::case::Case;
+use super::case::{Case, expand};
 
 /// The tree of a sound file, printed. What is printed must be sound too, and print the same.
 pub(crate) fn pass(case: &Case) -> Result<String> {
@@ -20,8 +20,7 @@ pub(crate) fn pass(case: &Case) -> Result<String> {
     Ok(printed)
 }
 
-/// What is said of a file that is not sound. A line `# repeat N: TEXT` of the case stands for N times TEXT, so that the
-/// cases of limits can be read.
+/// What is said of a file that is not sound, after [`expand`].
 pub(crate) fn fail(case: &Case) -> Result<String> {
     let bytes = match std::str::from_utf8(&case.bytes) {
         Ok(text) => expand(text)?.into_bytes(),
@@ -42,25 +41,4 @@ fn read(name: &str, bytes: Vec<u8>) -> (String, String) {
         None => String::new(),
     };
     (printed, render(&diagnostics, &sources, false))
-}
-
-fn expand(text: &str) -> Result<String> {
-    let mut expanded = String::with_capacity(text.len());
-    for line in text.split_inclusive('\n') {
-        match line
-            .strip_prefix("# repeat ")
-            .and_then(|rest| rest.split_once(": "))
-        {
-            Some((times, what)) => {
-                expanded.push_str(
-                    &what
-                        .trim_end_matches('\n')
-                        .repeat(times.parse().context("how often")?),
-                );
-                expanded.push('\n');
-            }
-            None => expanded.push_str(line),
-        }
-    }
-    Ok(expanded)
 }
