@@ -105,6 +105,17 @@ struct ClassText {
     columns: Vec<Vec<u8>>,
 }
 
+/// How a thread is shown. Empty text: nobody is in this place yet.
+#[derive(Clone, Default)]
+struct Thread {
+    trace: usize,
+    tid: u32,
+    text: Vec<u8>,
+}
+
+/// How many threads are remembered: a power of two.
+const THREADS: usize = 1024;
+
 /// Writes lines.
 struct Writer<'t> {
     json: bool,
@@ -113,9 +124,8 @@ struct Writer<'t> {
     classes: Vec<Option<ClassText>>,
     /// By the stream's index: what the lines of a stream have in common.
     streams: Vec<Vec<u8>>,
-    /// The thread that the last line was of: its trace's place, its number, and its name and number as shown.
-    thread: Option<(usize, u32)>,
-    thread_text: Vec<u8>,
+    /// Threads as shown, each in the place that the low bits of its number say.
+    threads: Vec<Thread>,
     traces: &'t Traces,
 }
 
@@ -126,8 +136,7 @@ impl<'t> Writer<'t> {
             colour,
             classes: Vec::new(),
             streams: Vec::new(),
-            thread: None,
-            thread_text: Vec::new(),
+            threads: vec![Thread::default(); THREADS],
             traces,
         };
         writer.classes.resize_with(traces.class_count, || None);
@@ -215,12 +224,16 @@ impl<'t> Writer<'t> {
                 *place = Some(text);
             }
         }
-        let thread = (record.stream.trace, record.tid());
-        if self.thread != Some(thread) {
-            self.thread = Some(thread);
-            self.thread_text.clear();
-            push_thread(&mut self.thread_text, record, self.json);
+        let (trace, tid) = (record.stream.trace, record.tid());
+        let Some(thread) = self.threads.get_mut(tid as usize % THREADS) else {
+            return;
+        };
+        if thread.text.is_empty() || (thread.trace, thread.tid) != (trace, tid) {
+            (thread.trace, thread.tid) = (trace, tid);
+            thread.text.clear();
+            push_thread(&mut thread.text, record, self.json);
         }
+        let thread = &thread.text;
         let Some(Some(class)) = self.classes.get(index) else {
             return;
         };
@@ -234,10 +247,10 @@ impl<'t> Writer<'t> {
             out.extend_from_slice(stream);
             out.extend_from_slice(&class.event);
             push_number(out, record.pid());
-            out.extend_from_slice(&self.thread_text);
+            out.extend_from_slice(thread);
             out.extend_from_slice(b",\"fields\":{");
         } else {
-            out.extend_from_slice(&self.thread_text);
+            out.extend_from_slice(thread);
             out.extend_from_slice(stream);
             push_seconds(out, record.time);
             out.extend_from_slice(&class.event);
