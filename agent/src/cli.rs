@@ -121,7 +121,6 @@ impl Params {
     fn options(self) -> Options {
         Options {
             params: self.params.into_iter().collect(),
-            ..Options::default()
         }
     }
 }

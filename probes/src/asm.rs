@@ -694,7 +694,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jumps_forwards_and_backwards_are_counted_from_the_next_instruction() {
+    fn jumps_forwards_and_backwards_are_counted_from_the_next_instruction() -> Result<(), AsmError> {
         let mut asm = Asm::default();
         let top = asm.label();
         let end = asm.label();
@@ -703,13 +703,14 @@ mod tests {
         asm.jump(top);
         asm.bind(end);
         asm.exit();
-        let code = asm.finish(false).expect("short");
+        let code = asm.finish(false)?;
         assert_eq!(code.insns[0].off, 1);
         assert_eq!(code.insns[1].off, -2);
+        Ok(())
     }
 
     #[test]
-    fn a_far_jump_needs_the_kernels_long_jump() {
+    fn a_far_jump_needs_the_kernels_long_jump() -> Result<(), AsmError> {
         let build = || {
             let mut asm = Asm::default();
             let end = asm.label();
@@ -722,13 +723,14 @@ mod tests {
             asm
         };
         assert!(matches!(build().finish(false), Err(AsmError::TooFar(_))));
-        let code = build().finish(true).expect("long");
+        let code = build().finish(true)?;
         assert_eq!((code.insns[0].off, code.insns[1].off), (1, 1));
         assert_eq!(code.insns[2].imm, 40_000);
+        Ok(())
     }
 
     #[test]
-    fn what_no_path_reaches_is_dropped() {
+    fn what_no_path_reaches_is_dropped() -> Result<(), AsmError> {
         let mut asm = Asm::default();
         let end = asm.label();
         asm.jump(end);
@@ -736,16 +738,18 @@ mod tests {
         asm.constant(Reg::R1, u64::MAX / 3);
         asm.bind(end);
         asm.exit();
-        let code = asm.finish(false).expect("short");
+        let code = asm.finish(false)?;
         assert_eq!(code.insns.len(), 2);
         assert_eq!(code.insns[0].off, 0);
+        Ok(())
     }
 
     #[test]
-    fn a_label_without_a_place_is_an_error() {
+    fn a_label_without_a_place_is_an_error() -> Result<(), AsmError> {
         let mut asm = Asm::default();
         let nowhere = asm.label();
         asm.jump(nowhere);
         assert_eq!(asm.finish(true), Err(AsmError::Unplaced(0)));
+        Ok(())
     }
 }

@@ -111,11 +111,17 @@ fn free_of_calls(listing: &BTreeMap<i64, String>) -> BTreeSet<i64> {
     reached
 }
 
-/// The calls of a program and whether a hit can leave it without any: `None` where it was not to be had.
-fn calls(
-    test: &str,
-    rules: &str,
-) -> anyhow::Result<Option<(Vec<String>, BTreeSet<i64>, BTreeMap<i64, String>)>> {
+/// A program as the kernel runs it.
+struct Program {
+    listing: BTreeMap<i64, String>,
+    /// Its calls.
+    calls: Vec<String>,
+    /// What can be reached without any.
+    free: BTreeSet<i64>,
+}
+
+/// The program for the first event of some rules; `None` where it was not to be had.
+fn program(test: &str, rules: &str) -> anyhow::Result<Option<Program>> {
     let Some(schema) = kernel_schema(test)? else {
         return Ok(None);
     };
@@ -129,7 +135,7 @@ fn calls(
     let listing = xlated(id)?;
     let calls = listing.values().filter(|text| is_call(text)).cloned().collect();
     let free = free_of_calls(&listing);
-    Ok(Some((calls, free, listing)))
+    Ok(Some(Program { listing, calls, free }))
 }
 
 #[test]
@@ -146,7 +152,7 @@ fn a_record_without_text_takes_at_most_three_calls() -> anyhow::Result<()> {
     ];
     for (event, record) in events {
         let rules = format!("set always {{ {event} {record} }}\nstart with always");
-        let Some((calls, ..)) = calls("hot_path", &rules)? else {
+        let Some(Program { calls, .. }) = program("hot_path", &rules)? else {
             return Ok(());
         };
         println!("{event}: {} calls", calls.len());
@@ -175,7 +181,7 @@ fn a_hit_that_nobody_wants_or_that_an_integer_rejects_takes_none() -> anyhow::Re
             "set always {{ {event} {with} }}\nset later {{ {event} }}\nstart with always\n\
              rule r {{ when {event} {with} then enable later }}"
         );
-        let Some((_, free, listing)) = calls("hot_path", &rules)? else {
+        let Some(Program { free, listing, .. }) = program("hot_path", &rules)? else {
             return Ok(());
         };
         let tests = free.iter().filter(|at| listing[at].contains(" if ")).count();

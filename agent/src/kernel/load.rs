@@ -48,10 +48,10 @@ pub enum LoadError {
         error: io::Error,
     },
     /// The kernel refused a program.
-    #[error("the kernel refuses the program for `{event}`: {error}")]
+    #[error("the kernel refuses the program for `{}:{}`: {error}", attach.system, attach.name)]
     Program {
         /// Of which event.
-        event: String,
+        attach: Box<Attach>,
         /// Why; the verifier's words.
         error: Box<ProgramError>,
     },
@@ -154,39 +154,30 @@ pub fn load(plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Loaded, LoadEr
         match load_image(image, env) {
             // The verifier of another kernel may refuse a plain load that BTF lets us expect: then this event's
             // program reads by probe reads alone.
-            Err((LoadError::Program { event, error }, Some(attach)))
+            Err(LoadError::Program { attach, error })
                 if attach.typed
                     && matches!(*error, ProgramError::LoadError { .. })
                     && probe_reads.insert(attach.name.clone()) =>
             {
-                tracing::debug!(%event, %error, "plain loads refused, using probe reads");
+                tracing::debug!(event = attach.name, %error, "plain loads refused, using probe reads");
             }
-            Err((error, _)) => return Err(error),
-            Ok(loaded) => return Ok(loaded),
+            loaded => return loaded,
         }
     }
 }
 
-type Failure = (LoadError, Option<Attach>);
-
-fn plain(error: LoadError) -> Failure {
-    (error, None)
-}
-
-fn load_image(image: Image, env: &Environment<'_>) -> Result<Loaded, Failure> {
-    let grace = Grace::new().map_err(|e| plain(LoadError::Grace(e)))?;
-    let mut maps = make_maps(&image.maps).map_err(plain)?;
-    let mapping = |maps: &BTreeMap<MapRef, MapData>, map: MapRef| -> Result<Mapping, Failure> {
+fn load_image(image: Image, env: &Environment<'_>) -> Result<Loaded, LoadError> {
+    let grace = Grace::new().map_err(LoadError::Grace)?;
+    let mut maps = make_maps(&image.maps)?;
+    let mapping = |maps: &BTreeMap<MapRef, MapData>, map: MapRef| -> Result<Mapping, LoadError> {
         let bytes = image
             .maps
             .iter()
             .find(|m| m.map == map)
             .map_or(0, |m| m.value_bytes as usize * m.entries as usize);
-        let fail = |error| {
-            plain(LoadError::Memory {
-                map: map.to_string(),
-                error,
-            })
+        let fail = |error| LoadError::Memory {
+            map: map.to_string(),
+            error,
         };
         let data = maps
             .get(&map)
@@ -207,11 +198,9 @@ fn load_image(image: Image, env: &Environment<'_>) -> Result<Loaded, Failure> {
             let pages = mapping(&maps, MapRef::Pages { pack, buffer })?;
             let cpus = env.features.cpus as usize;
             let prepared = Rings::prepare(&meaning.name, heads, pages, cpus, env.uuid, random);
-            buffers.push(prepared.map_err(|error| {
-                plain(LoadError::Memory {
-                    map: meaning.name.clone(),
-                    error,
-                })
+            buffers.push(prepared.map_err(|error| LoadError::Memory {
+                map: meaning.name.clone(),
+                error,
             })?);
         }
         rings.push(buffers);
@@ -221,26 +210,22 @@ fn load_image(image: Image, env: &Environment<'_>) -> Result<Loaded, Failure> {
     let mut programs = Vec::with_capacity(image.programs.len());
     for (number, program) in (0..).zip(&image.programs) {
         let slots = maps.remove(&MapRef::Slots(number));
-        let slots = slots.ok_or_else(|| {
-            plain(LoadError::Memory {
-                map: "slots".to_owned(),
-                error: io::ErrorKind::NotFound.into(),
-            })
+        let slots = slots.ok_or_else(|| LoadError::Memory {
+            map: "slots".to_owned(),
+            error: io::ErrorKind::NotFound.into(),
         })?;
         programs.push(load_program(&mut loader, program, number, slots, &maps, env)?);
     }
     for program in &mut programs {
-        program.attach(env).map_err(plain)?;
+        program.attach(env)?;
     }
     let notices = maps.remove(&MapRef::Notices).ok_or(MapError::KeyNotFound);
     let notices = notices
         .and_then(Map::from_map_data)
         .and_then(RingBuf::try_from)
-        .map_err(|error| {
-            plain(LoadError::Map {
-                map: MapRef::Notices.to_string(),
-                error,
-            })
+        .map_err(|error| LoadError::Map {
+            map: MapRef::Notices.to_string(),
+            error,
         })?;
     let traced_fd = maps
         .get(&MapRef::Traced)
@@ -250,11 +235,9 @@ fn load_image(image: Image, env: &Environment<'_>) -> Result<Loaded, Failure> {
         Some(data) => Some(
             Map::from_map_data(data)
                 .and_then(HashMap::try_from)
-                .map_err(|error| {
-                    plain(LoadError::Map {
-                        map: MapRef::Traced.to_string(),
-                        error,
-                    })
+                .map_err(|error| LoadError::Map {
+                    map: MapRef::Traced.to_string(),
+                    error,
                 })?,
         ),
     };
@@ -303,29 +286,24 @@ fn load_program(
     slots: MapData,
     maps: &BTreeMap<MapRef, MapData>,
     env: &Environment<'_>,
-) -> Result<LoadedProgram, Failure> {
+) -> Result<LoadedProgram, LoadError> {
     let fd = |map: MapRef| match map {
         MapRef::Slots(of) if of == number => Some(slots.fd().as_fd().as_raw_fd()),
         map => maps.get(&map).map(|data| data.fd().as_fd().as_raw_fd()),
     };
     let attach = &program.attach;
-    let with_attach = |error| (error, Some(attach.clone()));
-    let main = load_code(loader, attach, &program.code, fd, env.btf).map_err(with_attach)?;
-    let dispatcher = load_code(loader, attach, &program.dispatcher, fd, env.btf).map_err(with_attach)?;
+    let main = load_code(loader, attach, &program.code, fd, env.btf)?;
+    let dispatcher = load_code(loader, attach, &program.dispatcher, fd, env.btf)?;
     let event = event_name(attach);
     let array = Map::from_map_data(slots).and_then(ProgramArray::try_from);
-    let mut slots = array.map_err(|error| {
-        plain(LoadError::Map {
-            map: format!("slots of {event}"),
-            error,
-        })
+    let mut slots = array.map_err(|error| LoadError::Map {
+        map: format!("slots of {event}"),
+        error,
     })?;
-    let target = program_fd(&main, attach).map_err(plain)?;
-    slots.set(1, target, 0).map_err(|error| {
-        plain(LoadError::Map {
-            map: format!("slots of {event}"),
-            error,
-        })
+    let target = program_fd(&main, attach)?;
+    slots.set(1, target, 0).map_err(|error| LoadError::Map {
+        map: format!("slots of {event}"),
+        error,
     })?;
     Ok(LoadedProgram {
         attach: attach.clone(),
@@ -366,7 +344,7 @@ fn load_code(
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded.map_err(|error| LoadError::Program {
-        event: event.clone(),
+        attach: Box::new(attach.clone()),
         error: Box::new(error),
     })?;
     Ok(ebpf)
@@ -383,7 +361,7 @@ fn program_fd<'p>(ebpf: &'p Ebpf, attach: &Attach) -> Result<&'p ProgramFd, Load
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     fd.map_err(|error| LoadError::Program {
-        event: event_name(attach),
+        attach: Box::new(attach.clone()),
         error: Box::new(error),
     })
 }
