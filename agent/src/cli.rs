@@ -228,9 +228,23 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             condition,
         } => {
             let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            show::run(&show::ShowOptions { paths, json }, None, &mut out, colour).map(|_| {
-                let _ = condition;
-            })
+            let shown = show::run(
+                &show::ShowOptions {
+                    paths,
+                    json,
+                    condition,
+                },
+                &mut out,
+                colour,
+            )?;
+            for problem in &shown.problems {
+                eprintln!("error: {problem}");
+            }
+            if shown.problems.is_empty() {
+                Ok(())
+            } else {
+                Err(Failed::Said.into())
+            }
         }
         Command::Explain { path, emit, params } => {
             let options = ExplainOptions {

@@ -47,9 +47,10 @@ pub fn show_json(paths: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
     let options = ShowOptions {
         paths: paths.to_vec(),
         json: true,
+        condition: None,
     };
     let mut out = Vec::new();
-    let shown = show::run(&options, None, &mut out, false)?;
+    let shown = show::run(&options, &mut out, false)?;
     ensure!(shown.problems.is_empty(), "lkst show: {:?}", shown.problems);
     let lines = out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let lines = lines.map(serde_json::from_slice).collect::<Result<Vec<_>, _>>()?;
@@ -430,9 +431,10 @@ pub fn show_text(trace: &Path) -> String {
     let options = ShowOptions {
         paths: vec![trace.to_owned()],
         json: false,
+        condition: None,
     };
     let mut out = Vec::new();
-    match show::run(&options, None, &mut out, false) {
+    match show::run(&options, &mut out, false) {
         Ok(shown) => {
             let mut text = String::from_utf8_lossy(&out).into_owned();
             for problem in shown.problems {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use lkst::command::show::{self, ShowOptions};
 use lkst::trace::incident::Incident;
 use lkst::trace::metadata::TraceInfo;
 use lkst::trace::raw::RawStream;
@@ -100,6 +101,70 @@ fn a_record_is_shown_as_people_and_programs_read_it() {
 }
 
 #[test]
+fn a_condition_chooses_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("a");
+    let rename = rename();
+    let int = Encoding::Int {
+        bits: 64,
+        signed: false,
+    };
+    let other = layout(
+        8,
+        "block:rq",
+        &[
+            ("sector", int),
+            (
+                "dev",
+                Encoding::Array {
+                    bits: 16,
+                    signed: true,
+                    count: 2,
+                },
+            ),
+        ],
+    );
+    let mut ring = Ring::new("main", 1, 2, 1, 1);
+    for number in 0..8 {
+        ring.write(
+            &rename,
+            encode(&rename, number, 10, number as u32, &cells(number)),
+        );
+        let cells = [Cell::Int(number * 512), Cell::Ints(vec![8, number])];
+        ring.write(&other, encode(&other, number, 10, 11, &cells));
+    }
+    let incident = Incident {
+        names: [(3, "bash".to_owned())].into(),
+        ..Incident::default()
+    };
+    seal::save(&folder, &info(vec![rename, other]), [ring.raw], incident).unwrap();
+    let count = |condition: &str| {
+        let options = ShowOptions {
+            paths: vec![folder.clone()],
+            condition: Some(condition.to_owned()),
+            ..ShowOptions::default()
+        };
+        show::run(&options, &mut Vec::new(), false)
+            .map(|shown| shown.records)
+            .map_err(|error| format!("{error:#}"))
+    };
+    for (condition, records) in [
+        ("sector >= 1024 and sector < 2048", 2),
+        ("dev[1] == 3", 1),
+        ("pid in 2..4", 3),
+        ("comm like \"cat*\" and task.tid == 5", 1),
+        ("task.comm == \"bash\"", 1),
+        ("hit.event == \"block:rq\"", 8),
+        ("hit.cpu == 1 and task.pid == 10 and hit.time >= 2ns", 12),
+        ("task.uid == 0", 0),
+    ] {
+        assert_eq!(count(condition), Ok(records), "{condition}");
+    }
+    assert!(count("nonsense == 1").unwrap_err().contains("nonsense"));
+    assert!(count("sector ==").is_err());
+}
+
+#[test]
 fn files_are_their_owners_alone_and_nothing_is_left_beside_them() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().unwrap();
@@ -155,30 +220,20 @@ fn files_are_their_owners_alone_and_nothing_is_left_beside_them() {
 
 #[test]
 fn rings_without_a_record_leave_a_trace_without_a_stream() {
+    let without_pages = RawStream {
+        buffer: "none".into(),
+        pos: 12_345,
+        ..RawStream::default()
+    };
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("a");
     let saved = save(
         &folder,
         &[rename()],
-        vec![Ring::new("main", 0, 2, 1, 1).raw, RawStream::default_named()],
+        vec![Ring::new("main", 0, 2, 1, 1).raw, without_pages],
     );
     assert_eq!((saved.records, saved.streams.len()), (0, 2));
     assert_eq!(assert_same_as_show(&folder), 0);
-}
-
-trait DefaultNamed {
-    fn default_named() -> Self;
-}
-
-impl DefaultNamed for RawStream {
-    /// A ring without pages.
-    fn default_named() -> Self {
-        RawStream {
-            buffer: "none".into(),
-            pos: 12_345,
-            ..RawStream::default()
-        }
-    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use lkst_probes::layout::ColumnLayout;
 
 use crate::trace::decode::{Int, Ints, Value};
 use crate::trace::escape::{push_json, push_shown};
+use crate::trace::filter::Condition;
 use crate::trace::read::{Class, Filter, ReadError, RecordView, Traces};
 
 /// What `lkst show` was asked for.
@@ -23,6 +24,8 @@ pub struct ShowOptions {
     pub paths: Vec<PathBuf>,
     /// A JSON object a line.
     pub json: bool,
+    /// Only records for which this condition of the rule language holds.
+    pub condition: Option<String>,
 }
 
 /// What was shown.
@@ -39,18 +42,16 @@ pub struct Shown {
 /// How much text is gathered before it is written.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// Shows the records that `filter` wants, or all of them. A reader of `out` that goes away ends it quietly.
+/// Shows the records. A reader of `out` that goes away ends it quietly.
 ///
 /// # Errors
-/// Where there is no trace, or `out` cannot be written.
-pub fn run(
-    options: &ShowOptions,
-    filter: Option<&mut dyn Filter>,
-    out: &mut dyn Write,
-    colour: bool,
-) -> anyhow::Result<Shown> {
+/// Where there is no trace, the condition is wrong, or `out` cannot be written.
+pub fn run(options: &ShowOptions, out: &mut dyn Write, colour: bool) -> anyhow::Result<Shown> {
     let mut traces = Traces::open(&options.paths)?;
     let problems = std::mem::take(&mut traces.problems);
+    let condition = options.condition.as_deref();
+    let mut condition = condition.map(|text| Condition::new(text, &traces)).transpose()?;
+    let filter = condition.as_mut().map(|filter| filter as &mut dyn Filter);
     let mut shown = Shown {
         problems,
         ..Shown::default()

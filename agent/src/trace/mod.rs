@@ -11,6 +11,7 @@
 mod cursor;
 pub mod decode;
 pub mod escape;
+pub mod filter;
 pub mod incident;
 mod merge;
 pub mod metadata;
