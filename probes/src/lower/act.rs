@@ -140,7 +140,7 @@ impl Emit<'_> {
         }
         let switches = rules().any(|r| r.actions.iter().any(|a| matches!(a, Action::Switch { .. })));
         self.asm.note("change of state");
-        let (again, exchange, won) = (self.asm.label(), self.asm.label(), self.asm.label());
+        let [again, exchange, lost_race, won] = std::array::from_fn(|_| self.asm.label());
         self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::FRAME);
         self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 32);
         self.asm.bind(again);
@@ -156,7 +156,7 @@ impl Emit<'_> {
             self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
         }
         if switches {
-            self.switch(pack, exchange);
+            self.switch(pack, exchange, lost_race);
         }
         self.asm.bind(exchange);
         self.asm.constant(Reg::R4, 1 << state::SEQUENCE_SHIFT);
@@ -164,6 +164,7 @@ impl Emit<'_> {
         self.asm.mov(Reg::R4, Reg::R0);
         self.asm.cmpxchg(Reg::R5, 0, Reg::R1);
         self.asm.branch(Cond::Eq, Reg::R0, Reg::R4, won);
+        self.asm.bind(lost_race);
         self.try_again(again);
         for (index, trigger) in section.plan.triggers.iter().enumerate() {
             // Every rule that fired on this hit has lost its change.
@@ -186,8 +187,8 @@ impl Emit<'_> {
     }
 
     /// Puts the switch into R1, the word to be. R0 the word as it is, R5 its address, R9 the frame. Falls through or
-    /// jumps to `exchange`.
-    fn switch(&mut self, pack: &PackEnv<'_>, exchange: Label) {
+    /// jumps to `exchange`; to `lost_race` where another CPU has moved the end meanwhile.
+    fn switch(&mut self, pack: &PackEnv<'_>, exchange: Label, lost_race: Label) {
         let [moved, free, ends, store] = std::array::from_fn(|_| self.asm.label());
         self.asm.store_imm(Size::B8, Reg::R10, slot::OUTCOME, 0);
         self.asm.load(Size::B8, Reg::R2, Reg::R9, frame::SWITCH);
@@ -201,7 +202,8 @@ impl Emit<'_> {
         self.asm.store(Size::B8, Reg::R10, slot::TO, Reg::R2);
         self.asm.branch(Cond::Ne, Reg::R2, Reg::R3, moved);
 
-        // To the current buffer: only its end moves, and only later.
+        // To the current buffer: only its end moves, and only later. By compare-and-exchange, for another CPU may be
+        // moving it further; then everything is looked at anew.
         self.asm
             .map_value(Reg::R3, MapRef::Control, pack.block + control::SWITCH_UNTIL);
         self.asm.load(Size::B8, Reg::R4, Reg::R9, frame::SWITCH_FOR);
@@ -209,7 +211,13 @@ impl Emit<'_> {
         self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
         self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
         self.asm.branch(Cond::Ge, Reg::R2, Reg::R4, exchange);
-        self.asm.jump(store);
+        self.asm.store(Size::B8, Reg::R10, slot::TO, Reg::R0);
+        self.asm.mov(Reg::R0, Reg::R2);
+        self.asm.cmpxchg(Reg::R3, 0, Reg::R4);
+        self.asm.mov(Reg::R4, Reg::R0);
+        self.asm.load(Size::B8, Reg::R0, Reg::R10, slot::TO);
+        self.asm.branch(Cond::Eq, Reg::R4, Reg::R2, exchange);
+        self.asm.jump(lost_race);
 
         self.asm.bind(moved);
         self.asm.mov(Reg::R4, Reg::R0);
@@ -276,6 +284,7 @@ impl Emit<'_> {
             layout: layout.clone(),
             values: vec![Value::Slot(slot::FROM), Value::Slot(slot::TO)],
             counters: *counters,
+            own: true,
             shared: false,
         };
         let bytes = layout.max_bytes;

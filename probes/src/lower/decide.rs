@@ -8,6 +8,7 @@
 
 use lkst_rules::plan::{Guard, Limit, Trigger};
 
+use super::record::Record;
 use super::section::{PackEnv, Section, record_of};
 use super::{Emit, Known, frame, slot};
 use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
@@ -225,7 +226,10 @@ impl Emit<'_> {
         let counters = pack.rule_counters.get(trigger.rule).copied().unwrap_or(0);
         self.count_shared(counters + counter::FIRED);
         if let Some((layout, columns)) = section.fired.get(index) {
-            let record = record_of(layout, columns, pack.fired_counters);
+            let record = Record {
+                own: true,
+                ..record_of(layout, columns, pack.fired_counters)
+            };
             let bytes = layout.max_bytes;
             self.record(pack, &record, |emit| emit.notice(pack.index, bytes));
         }

@@ -41,6 +41,8 @@ pub(crate) struct Record<'p> {
     pub(crate) values: Vec<Value<'p>>,
     /// The event's counters.
     pub(crate) counters: u32,
+    /// It is lkst's own record: programs of several events count it, and one may interrupt another.
+    pub(crate) own: bool,
     /// The id lies in the slot `ID`: several events of one shape share this code.
     pub(crate) shared: bool,
 }
@@ -68,11 +70,16 @@ impl Emit<'_> {
         then(self);
         self.asm.jump(done);
         self.asm.bind(lost);
-        match record.shared {
-            true => self.count_named(counter::LOST),
-            false => self.count(record.counters + counter::LOST),
-        }
+        self.count_record(record, counter::LOST);
         self.asm.bind(done);
+    }
+
+    fn count_record(&mut self, record: &Record<'_>, which: u32) {
+        match (record.shared, record.own) {
+            (true, _) => self.count_named(which),
+            (false, true) => self.count_shared(record.counters + which),
+            (false, false) => self.count(record.counters + which),
+        }
     }
 
     /// Reads what varies in length, so that the record can be reserved at the length it needs.
@@ -221,9 +228,9 @@ impl Emit<'_> {
         self.asm.branch(Cond::Lt, Reg::R3, pages.cast_signed(), exchange);
         let no_room = self.asm.label();
         self.asm.bind(no_room);
-        self.asm.load(Size::B8, Reg::R1, Reg::R5, head::LOST as i16);
-        self.asm.alu(Alu::Add, Reg::R1, 1);
-        self.asm.store(Size::B8, Reg::R5, head::LOST as i16, Reg::R1);
+        // Atomic: a nested writer may find no room between our load and our store.
+        self.asm.mov(Reg::R1, 1);
+        self.asm.atomic_add(Reg::R5, head::LOST as i16, Reg::R1);
         self.asm.branch(Cond::Ne, Reg::R4, 0, lost);
         self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
         self.asm.jump(lost);
@@ -444,10 +451,7 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::HEAD);
         self.asm.store_imm(Size::B8, Reg::R1, head::BUSY as i16, 0);
         self.asm.bind(nested);
-        match record.shared {
-            true => self.count_named(counter::RECORDED),
-            false => self.count(record.counters + counter::RECORDED),
-        }
+        self.count_record(record, counter::RECORDED);
     }
 }
 

@@ -437,6 +437,7 @@ pub(super) fn record_of<'p>(layout: &RecordLayout, columns: &'p [Column], counte
         layout: layout.clone(),
         values,
         counters,
+        own: false,
         shared: false,
     }
 }
