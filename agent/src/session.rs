@@ -196,15 +196,16 @@ impl Session {
     /// # Errors
     /// Where `out` cannot be written.
     pub fn notices(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        self.drain(out)?;
+        self.save_kept(out)
+    }
+
+    fn drain(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let mut came = Vec::new();
         while let Some(item) = self.loaded.notices.next() {
             came.push(item.to_vec());
         }
-        for bytes in &came {
-            self.notice(bytes, out)?;
-        }
-        self.save_kept();
-        Ok(())
+        came.iter().try_for_each(|bytes| self.notice(bytes, out))
     }
 
     fn notice(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
@@ -277,7 +278,10 @@ impl Session {
     }
 
     /// What is due by the clock: returns to `main`, `save after`, ends of incidents.
-    pub fn tick(&mut self) {
+    ///
+    /// # Errors
+    /// Where `out` cannot be written.
+    pub fn tick(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let now_ns = boot_now_ns();
         self.names.look_now_and_then();
         for pack in 0..self.packs.len() {
@@ -293,14 +297,15 @@ impl Session {
                 });
             }
         }
-        self.save_kept();
+        self.save_kept(out)?;
         for pack in 0..self.packs.len() {
             self.save_due(pack, now_ns);
         }
+        Ok(())
     }
 
     /// Saves every buffer that is kept, then gives it back.
-    fn save_kept(&mut self) {
+    fn save_kept(&mut self, out: &mut dyn Write) -> io::Result<()> {
         for pack in 0..self.packs.len() {
             let word = self.loaded.state(pack);
             let buffers = self.packs.get(pack).map_or(0, |p| p.plan.buffers.len());
@@ -313,8 +318,10 @@ impl Session {
             if let Err(error) = self.loaded.grace() {
                 self.troubles
                     .push(format!("cannot wait for running programs: {error}"));
-                return;
+                break;
             }
+            // A firing sends its notice before it switches: those that filled these buffers are all here now.
+            self.drain(out)?;
             for buffer in kept {
                 if !self.save_buffer(pack, buffer, false) {
                     continue;
@@ -327,6 +334,7 @@ impl Session {
             }
         }
         self.close_incidents();
+        Ok(())
     }
 
     /// An incident is over when recording is in `main` and nothing is due.
@@ -500,7 +508,7 @@ impl Session {
                 .push(format!("cannot wait for running programs: {error}"));
         }
         self.notices(out)?;
-        self.tick();
+        self.tick(out)?;
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         for number in 0..self.packs.len() {
             let Some(pack) = self.packs.get(number) else {

@@ -206,7 +206,7 @@ async fn trace(
                 session.notices(out)?;
             }
             _ = tick.tick() => {
-                session.tick();
+                session.tick(out)?;
                 if session.all_stopped() {
                     break None;
                 }

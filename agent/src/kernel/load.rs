@@ -472,15 +472,20 @@ impl Loaded {
     }
 
     /// Changes a pack's state word, as a program would: by compare-and-exchange, with a new sequence number. `change`
-    /// gives the word to be, or `None` where nothing is to be changed any more. Returns the word that was stored.
+    /// gives the word to be, or `None` where nothing is to be changed any more; it is asked again for every word that
+    /// it meets. What it reads beside the word, such as [`Loaded::switch_until`], it must read itself: programs store
+    /// ends before the word, so what was read before belongs to an older one. Returns the word that was stored.
     pub fn change_state(&self, pack: usize, change: impl Fn(u64) -> Option<u64>) -> Option<u64> {
         let block = self.image.packs.get(pack).map_or(0, |p| p.block);
         let word = self.control.u64((block + control::STATE) as usize);
-        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| {
-            change(old).map(state::bumped)
-        })
-        .ok()
-        .and_then(|old| change(old).map(state::bumped))
+        let mut old = word.load(Ordering::SeqCst);
+        loop {
+            let new = state::bumped(change(old)?);
+            match word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return Some(new),
+                Err(met) => old = met,
+            }
+        }
     }
 
     /// An event's counters on a CPU.
