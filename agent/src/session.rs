@@ -342,7 +342,9 @@ impl Session {
         for number in 0..self.packs.len() {
             let word = self.loaded.state(number);
             let returns = self.loaded.switch_until(number) != u64::MAX;
-            let away = state::current(word) != 0 && returns;
+            // What is kept now, after what was saved just now, belongs to it too.
+            let kept = word >> state::KEPT_SHIFT & 0xff != 0;
+            let away = kept || state::current(word) != 0 && returns;
             if let Some(pack) = self.packs.get_mut(number)
                 && let Some(incident) = &pack.incident
                 && !away
