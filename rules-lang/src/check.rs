@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::Diagnostic;
 use crate::plan::{Action, Column, EventPlan, Expr, Guard, Load, Node, Plan, TaskValue};
 use crate::schema::Type;
 use crate::source::Span;
@@ -76,10 +76,8 @@ pub(crate) fn mark_timed(plan: &mut Plan) {
 
 /// Events of which the pack wants one value that only the event's format has and another that only the kernel's types
 /// have: no one program can have both.
-pub(crate) fn kinds(plan: &Plan, diagnostics: &mut Diagnostics) {
-    for event in &plan.events {
-        kinds_of(event, diagnostics);
-    }
+pub(crate) fn kinds(plan: &Plan) -> Vec<Diagnostic> {
+    plan.events.iter().filter_map(kinds_of).collect()
 }
 
 /// A value as it is used: its name, where, and whether only "all fields" asks for it.
@@ -90,7 +88,7 @@ struct Use<'p> {
     is_implied: bool,
 }
 
-fn kinds_of(event: &EventPlan, diagnostics: &mut Diagnostics) {
+fn kinds_of(event: &EventPlan) -> Option<Diagnostic> {
     let (mut format_only, mut types_only): (Option<Use<'_>>, Option<Use<'_>>) = (None, None);
     for (expr, is_implied) in values_of(event) {
         each_load(expr, &mut |load, span| {
@@ -112,9 +110,7 @@ fn kinds_of(event: &EventPlan, diagnostics: &mut Diagnostics) {
             }
         });
     }
-    let (Some(format), Some(types)) = (format_only, types_only) else {
-        return;
-    };
+    let (format, types) = (format_only?, types_only?);
     let message = format!(
         "`{}` cannot give both `{}` and `{}`: the first comes from the kernel's types, the second only from the event's format",
         event.event.full_name(),
@@ -132,7 +128,7 @@ fn kinds_of(event: &EventPlan, diagnostics: &mut Diagnostics) {
     } else {
         error.also(format.span, "only in the event's format")
     };
-    diagnostics.push(if !format.is_implied {
+    Some(if !format.is_implied {
         error.help(format!(
             "use only one of them; does the event have a field for what `{}` is?",
             types.name
@@ -146,7 +142,7 @@ fn kinds_of(event: &EventPlan, diagnostics: &mut Diagnostics) {
                 "or wait for another event, and `record {}` here in a set",
                 types.name
             ))
-    });
+    })
 }
 
 /// Whether a record with all fields may be asked for: by a member without `record`, or by a rule.
@@ -173,7 +169,8 @@ fn values_of(event: &EventPlan) -> impl Iterator<Item = (&Expr, bool)> {
 
 /// Columns of one event's record that share a name and differ, and records that are too large. A record holds the
 /// columns of all members that recorded it, of whatever sets.
-pub(crate) fn records(plan: &Plan, diagnostics: &mut Diagnostics) {
+pub(crate) fn records(plan: &Plan) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
     let mut said: HashSet<Span> = HashSet::new();
     for event in &plan.events {
         let listed = || event.members.iter().filter_map(|member| member.columns.as_ref());
@@ -220,6 +217,7 @@ pub(crate) fn records(plan: &Plan, diagnostics: &mut Diagnostics) {
             }
         }
     }
+    diagnostics
 }
 
 /// The most bytes that a value takes in a record, gaps aside.
@@ -235,11 +233,8 @@ fn bytes_of(ty: Type) -> usize {
 }
 
 /// Sets, buffers and params that nothing names.
-pub(crate) fn unused<'n>(
-    plan: &Plan,
-    params: impl IntoIterator<Item = (&'n str, Span)>,
-    diagnostics: &mut Diagnostics,
-) {
+pub(crate) fn unused<'n>(plan: &Plan, params: impl IntoIterator<Item = (&'n str, Span)>) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
     let mut sets: HashSet<usize> = (0..plan.sets.len())
         .filter(|number| plan.sets.get(*number).is_some_and(|set| set.start))
         .collect();
@@ -290,4 +285,5 @@ pub(crate) fn unused<'n>(
             format!("nothing uses param `{name}`"),
         ));
     }
+    diagnostics
 }

@@ -110,6 +110,7 @@ pub const LIMITS: &[Code] = &[
     code("E308", "a buffer of less than 8KiB or more than 1GiB"),
     code("E309", "a `max` or `sample` of none or of too many"),
     code("E310", "a text of more than 255 bytes"),
+    code("E311", "a pack that names events more than 65,536 times"),
 ];
 
 /// E4xx: things that do not go together, or not yet.
@@ -122,6 +123,7 @@ pub const STRUCTURE: &[Code] = &[
         "columns of one name and event that differ between members",
     ),
     code("E405", "a property of a buffer that is given twice"),
+    code("E406", "more mistakes than are shown"),
 ];
 
 /// W5xx: what compiles, and perhaps not as its author meant.

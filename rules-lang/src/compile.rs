@@ -151,6 +151,47 @@ mod tests {
         assert!(said.is_empty() || said == ["E013"], "{said:?}");
     }
 
+    /// Files of the largest size, full of what takes the most looking for, end soon and with few errors.
+    #[test]
+    fn many_mistakes_end_soon() {
+        let fill = |start: &str, each: &str, end: &str| {
+            let mut text = start.to_owned();
+            let mut n = 0;
+            while text.len() + each.len() + end.len() + 16 < crate::parse::LARGEST_FILE {
+                text.push_str(&each.replace("{n}", &n.to_string()));
+                n += 1;
+            }
+            text + end
+        };
+        let texts = [
+            fill("set s {", " sched:unknown{n}", " }"),
+            fill("set s {", " sched:* with unknown{n} == 1", " }"),
+            fill("set s { sched:sched_switch record a0", ", b{n}", " }"),
+            fill(
+                "set s { sched:sched_switch record prev_pid",
+                ", prev_pid as a{n}",
+                " }",
+            ),
+            fill(
+                "rule r { when sched:sched_switch then notify \"",
+                "{prev_pid + {n}}",
+                "\" }",
+            ),
+            fill("start with a", ", set{n}", ""),
+            fill("", "param p{n} = q{n} ", ""),
+            fill("", "param p{n} = p ", ""),
+            fill("", "rule r { when sched:* then stop } ", ""),
+            fill("", "rule r{n} { when sched:* then enable s{n} } ", ""),
+        ];
+        for text in texts {
+            let start = std::time::Instant::now();
+            let said = codes(&pack(&[("a.lkst", &text)]));
+            let shown: String = text.chars().take(40).collect();
+            assert!(said.len() <= 202, "{shown}: {}", said.len());
+            assert!(start.elapsed().as_secs() < 120, "{shown}: {:?}", start.elapsed());
+        }
+    }
+
     /// A task switch from process 5, in state D.
     struct Switch;
 

@@ -33,7 +33,7 @@ pub(crate) use params::Params;
 
 use crate::ast;
 use crate::check;
-use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
 use crate::plan::{Buffer, EventPlan, Plan};
 use crate::schema::{Event, Schema};
 use crate::source::{Name, Span};
@@ -45,6 +45,10 @@ const MOST_SETS: usize = 40;
 const MOST_BUFFERS: usize = 8;
 /// Rules of a pack.
 const MOST_RULES: usize = 1024;
+/// Errors and warnings that are shown.
+const MOST_SHOWN: usize = 100;
+/// Members and triggers of a pack, one for each event of a glob.
+const MOST_USES: usize = 1 << 16;
 /// What a buffer has that does not say.
 const DEFAULT_BUFFER_BYTES: u64 = 1 << 20;
 /// Two pages.
@@ -65,22 +69,25 @@ pub(crate) fn resolve(
     schema: &dyn Schema,
     diagnostics: &mut Diagnostics,
 ) -> Plan {
-    let names = Names::collect(files, diagnostics);
+    let mut sink = Sink::default();
+    let names = Names::collect(files, &mut sink);
     let broken = files.iter().flat_map(|file| file.broken.iter().cloned());
-    let params = params::params(&names.params, broken, host, schema, diagnostics);
+    let params = params::params(&names.params, broken, host, schema, &mut sink);
     let mut resolver = Resolver {
         schema,
         params: &params,
         events: Events::new(schema),
         names: &names,
-        diagnostics: Sink::default(),
+        diagnostics: sink,
         wanted: BTreeMap::new(),
+        uses: 0,
     };
     let starts = resolver.starts(files);
     let sets = resolver.sets(&starts);
     let buffers = resolver.buffers();
     let rules = resolver.rules();
     resolver.unsupported(files);
+    let mut sink = resolver.diagnostics;
     let mut plan = Plan {
         pack: pack.to_owned(),
         sets,
@@ -88,18 +95,20 @@ pub(crate) fn resolve(
         rules,
         events: resolver.wanted.into_values().collect(),
     };
-    diagnostics.list.append(&mut resolver.diagnostics.list);
     check::mark_timed(&mut plan);
-    check::kinds(&plan, diagnostics);
-    check::records(&plan, diagnostics);
-    if !diagnostics.has_errors() {
+    sink.extend(check::kinds(&plan));
+    sink.extend(check::records(&plan));
+    let is_wrong = diagnostics.has_errors() || sink.list.iter().any(|d| d.severity == Severity::Error);
+    if !is_wrong {
         // What a broken rule would have used is not unused.
-        check::unused(&plan, params.unused(), diagnostics);
+        sink.extend(check::unused(&plan, params.unused()));
     }
+    diagnostics.list.append(&mut sink.list);
     plan
 }
 
-/// Collects diagnostics, one for each code and place: what is wrong at every event of a glob is one mistake.
+/// Collects diagnostics, one for each code and place: what is wrong at every event of a glob is one mistake. So many of
+/// them, and no more: a file may hold a mistake in each of its lines.
 #[derive(Default)]
 struct Sink {
     list: Vec<Diagnostic>,
@@ -113,9 +122,20 @@ impl Sink {
             .first()
             .map(|label| label.span)
             .unwrap_or_default();
-        if self.seen.insert((diagnostic.code, place)) {
-            self.list.push(diagnostic);
+        if self.is_full() || !self.seen.insert((diagnostic.code, place)) {
+            return;
         }
+        if self.list.len() == MOST_SHOWN {
+            let message = format!("more than {MOST_SHOWN} mistakes in this pack: the rest is not shown");
+            self.list.push(Diagnostic::error("E406", place, message));
+            return;
+        }
+        self.list.push(diagnostic);
+    }
+
+    /// Whether nothing more is shown.
+    fn is_full(&self) -> bool {
+        self.list.len() > MOST_SHOWN
     }
 
     fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
@@ -139,7 +159,7 @@ struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    fn collect(files: &'a [ast::File], diagnostics: &mut Diagnostics) -> Self {
+    fn collect(files: &'a [ast::File], diagnostics: &mut Sink) -> Self {
         let mut names = Names {
             params: Vec::new(),
             sets: Vec::new(),
@@ -205,7 +225,7 @@ impl<'a> Names<'a> {
     }
 
     /// Too many of a kind: said at the first that is too much.
-    fn limit(&self, diagnostics: &mut Diagnostics) {
+    fn limit(&self, diagnostics: &mut Sink) {
         let mut check = |code, kind: &str, count: usize, most: usize, first: Option<Span>| {
             if let Some(span) = first {
                 let message = format!("the pack has {count} {kind}; {most} is the most");
@@ -239,6 +259,8 @@ struct Resolver<'a> {
     diagnostics: Sink,
     /// By full name.
     wanted: BTreeMap<String, EventPlan>,
+    /// How often an event was named.
+    uses: usize,
 }
 
 impl<'a> Resolver<'a> {
@@ -256,7 +278,8 @@ impl<'a> Resolver<'a> {
     /// The number of the set of that name.
     fn set(&mut self, name: &Name) -> Option<usize> {
         let number = self.names.set_numbers.get(name.value.as_str()).copied();
-        if number.is_none() && !self.names.broken.contains(name.value.as_str()) {
+        if number.is_none() && !self.diagnostics.is_full() && !self.names.broken.contains(name.value.as_str())
+        {
             let error = Diagnostic::error(
                 "E104",
                 name.span,
@@ -272,7 +295,8 @@ impl<'a> Resolver<'a> {
     /// The number of the buffer of that name.
     fn buffer(&mut self, name: &Name) -> Option<usize> {
         let number = self.names.buffer_numbers.get(name.value.as_str()).copied();
-        if number.is_none() && !self.names.broken.contains(name.value.as_str()) {
+        if number.is_none() && !self.diagnostics.is_full() && !self.names.broken.contains(name.value.as_str())
+        {
             let error = Diagnostic::error(
                 "E105",
                 name.span,
@@ -289,6 +313,9 @@ impl<'a> Resolver<'a> {
     /// A span that something names: unknown, or declared, and then "not yet" was said there.
     fn known_span(&mut self, name: &Name) {
         let known = &self.names.spans;
+        if self.diagnostics.is_full() {
+            return;
+        }
         if !known.contains_key(name.value.as_str()) && !self.names.broken.contains(name.value.as_str()) {
             let error = Diagnostic::error(
                 "E110",
@@ -374,6 +401,20 @@ impl<'a> Resolver<'a> {
             members: Vec::new(),
             triggers: Vec::new(),
         })
+    }
+
+    /// Whether there is no point in going on: enough is said, or the pack names too many events.
+    fn is_done(&mut self, pattern: &ast::Pattern) -> bool {
+        if self.uses == MOST_USES {
+            let message =
+                format!("the pack names events more than {MOST_USES} times, each event of a glob counted");
+            self.diagnostics.push(
+                Diagnostic::error("E311", pattern.span, message)
+                    .help("name the events that are meant, or split the pack"),
+            );
+        }
+        self.uses = self.uses.saturating_add(1);
+        self.uses > MOST_USES || self.diagnostics.is_full()
     }
 
     /// A duration that must not be zero.

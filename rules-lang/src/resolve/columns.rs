@@ -2,11 +2,14 @@
 //!
 //! In: `record …` or the values of a text, for one event. Out: named, typed columns, the names unique in the record.
 
+use std::collections::HashMap;
+
 use super::expr::{Typer, ast_text};
 use super::not_yet;
 use crate::ast::{self, ExprKind};
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Column, Expr, Load};
+use crate::print::print_expression;
 use crate::schema::{Event, Type};
 use crate::source::Span;
 
@@ -29,8 +32,8 @@ impl<'a> Typer<'a> {
             columns: Vec::new(),
             had: Vec::with_capacity(list.len()),
         };
-        // What was written, for each of `listed.columns`.
-        let mut written: Vec<(Span, String)> = Vec::new();
+        // What was written under each name.
+        let mut written: HashMap<String, (Span, String)> = HashMap::new();
         let mut sound = true;
         let mut nameless = 0;
         for column in list {
@@ -61,18 +64,14 @@ impl<'a> Typer<'a> {
                 }
                 continue;
             };
-            let twin = listed
-                .columns
-                .iter()
-                .zip(&written)
-                .find(|(known, _)| known.name == value.name);
-            match twin {
+            let text = print_expression(expr);
+            match written.get(&value.name) {
                 None => {
-                    written.push((expr.span, ast_text(expr)));
+                    written.insert(value.name.clone(), (expr.span, text));
                     listed.columns.push(value);
                 }
-                Some((_, (_, text))) if *text == ast_text(expr) => {}
-                Some((_, (first, _))) => {
+                Some((_, first)) if *first == text => {}
+                Some((first, _)) => {
                     let message = format!("two columns of this record are called `{}`", value.name);
                     self.found.push(
                         Diagnostic::error("E403", expr.span, message)

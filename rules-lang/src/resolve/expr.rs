@@ -26,7 +26,7 @@ pub(crate) struct Typer<'a> {
     pub(crate) found: Vec<Diagnostic>,
     /// Names that this event does not have. Behind a glob that only means that the event does not match.
     pub(crate) missing: Vec<Diagnostic>,
-    /// Behind a glob: nobody will read what `missing` says, so it need not be well said.
+    /// Behind a glob: nobody will read what `missing` says.
     pub(super) is_glob: bool,
     /// What stands on the other side of the operators around the expression being typed, the innermost last: a symbol
     /// is first looked up among those of the field that it is compared with.
@@ -44,6 +44,12 @@ impl<'a> Typer<'a> {
             is_glob: false,
             beside: Vec::new(),
         }
+    }
+
+    /// Whether errors need no help: nobody will read them, or enough of them have some. To find the nearest of all names
+    /// takes time, and a file may hold very many wrong ones.
+    pub(super) fn is_brief(&self) -> bool {
+        self.is_glob || self.found.len() + self.missing.len() >= super::MOST_SHOWN
     }
 
     /// A condition: `with EXPR`.

@@ -312,7 +312,7 @@ impl<'a> Typer<'a> {
     }
 
     fn no_such_field(&mut self, event: &Event, name: &str, span: Span) {
-        if self.is_glob {
+        if self.is_brief() {
             self.missing.push(Diagnostic::error("E102", span, String::new()));
             return;
         }
@@ -326,7 +326,7 @@ impl<'a> Typer<'a> {
     }
 
     fn no_such_path(&mut self, root: &str, span: Span, rest: &[Step<'_>]) {
-        if self.is_glob {
+        if self.is_brief() {
             self.missing.push(Diagnostic::error("E116", span, String::new()));
             return;
         }

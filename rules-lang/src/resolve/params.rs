@@ -7,10 +7,12 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
+use super::Sink;
 use super::expr::{Typer, describe, is_constant};
 use super::suggest::with_near;
 use crate::ast;
 use crate::diagnostic::{Diagnostic, Diagnostics};
+
 use crate::parse::parse_expression;
 use crate::plan::Expr;
 use crate::schema::Schema;
@@ -74,7 +76,7 @@ pub(super) fn params(
     poisoned: impl IntoIterator<Item = String>,
     host: &BTreeMap<String, String>,
     schema: &dyn Schema,
-    diagnostics: &mut Diagnostics,
+    diagnostics: &mut Sink,
 ) -> Params {
     let mut params = Params::default();
     for name in poisoned {
@@ -89,6 +91,10 @@ pub(super) fn params(
     for item in items {
         let name = &item.name.value;
         if params.known.contains_key(name) {
+            continue;
+        }
+        if diagnostics.is_full() {
+            params.poison(name);
             continue;
         }
         let mut value = constant(&item.value, &params, schema, diagnostics);
@@ -116,15 +122,10 @@ pub(super) fn params(
     params
 }
 
-fn constant(
-    expr: &ast::Expr,
-    params: &Params,
-    schema: &dyn Schema,
-    diagnostics: &mut Diagnostics,
-) -> Option<Expr> {
+fn constant(expr: &ast::Expr, params: &Params, schema: &dyn Schema, diagnostics: &mut Sink) -> Option<Expr> {
     let mut typer = Typer::new(schema, params, None);
     let value = typer.constant(expr, None);
-    diagnostics.list.extend(typer.found);
+    diagnostics.extend(typer.found);
     value
 }
 
@@ -134,7 +135,7 @@ fn from_host(
     value: Option<&Expr>,
     text: &str,
     schema: &dyn Schema,
-    diagnostics: &mut Diagnostics,
+    diagnostics: &mut Sink,
 ) -> Option<Expr> {
     let name = &item.name.value;
     let span = item.name.span;

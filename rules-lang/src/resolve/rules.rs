@@ -3,16 +3,19 @@
 //! In: `rule` items. Out: the plan's rules, and their triggers with the events. A rule that names one event twice waits
 //! for it once, with either condition.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::columns::identifier;
 use super::events::is_glob;
-use super::expr::{Typer, ast_text};
+use super::expr::Typer;
 use super::{Resolver, fold, not_yet};
 use crate::ast::{self, ActionKind, EventSource, NotifyPiece, Pattern};
 use crate::check;
 use crate::diagnostic::Diagnostic;
 use crate::plan::{Action, Column, Expr, Guard, Limit, MessagePiece, Node, Rule, Trigger};
+use crate::print::print_expression;
 use crate::schema::Event;
 
 /// What a rule may do that does not say how often: ten times a second.
@@ -126,6 +129,10 @@ impl<'a> Resolver<'a> {
     }
 
     fn trigger(&mut self, wait: &Wait<'a>, shown: &[Shown<'a>], fate: &mut Fate) {
+        if self.diagnostics.is_full() {
+            fate.said = true;
+            return;
+        }
         let pattern = wait.pattern;
         let globbed = is_glob(pattern);
         let events = if globbed {
@@ -149,6 +156,10 @@ impl<'a> Resolver<'a> {
         };
         let mut matched = false;
         for event in &events {
+            if self.is_done(pattern) {
+                fate.said = true;
+                return;
+            }
             matched |= self.trigger_at(wait, event, globbed, shown, fate);
         }
         if let (false, Some(first), Some(with)) = (matched, events.first(), wait.with) {
@@ -311,7 +322,7 @@ struct Wait<'a> {
 /// The rule's texts as one, and the values that they show, each once.
 fn message(item: &ast::Rule) -> (Vec<MessagePiece>, Vec<Shown<'_>>) {
     let mut pieces = Vec::new();
-    let mut shown: Vec<Shown<'_>> = Vec::new();
+    let mut shown = Values::default();
     let texts = item.actions.iter().filter_map(|action| match &action.kind {
         ActionKind::Notify { pieces } => Some(pieces),
         _ => None,
@@ -320,28 +331,42 @@ fn message(item: &ast::Rule) -> (Vec<MessagePiece>, Vec<Shown<'_>>) {
         if at > 0 {
             pieces.push(MessagePiece::Text(BETWEEN_TEXTS.to_owned()));
         }
-        for piece in text {
-            match piece {
-                NotifyPiece::Text(text) => pieces.push(MessagePiece::Text(text.clone())),
-                NotifyPiece::Value(expr) => pieces.push(MessagePiece::Value(value_of(expr, &mut shown))),
-            }
-        }
+        pieces.extend(text.iter().map(|piece| match piece {
+            NotifyPiece::Text(text) => MessagePiece::Text(text.clone()),
+            NotifyPiece::Value(expr) => MessagePiece::Value(shown.index_of(expr)),
+        }));
     }
-    (pieces, shown)
+    (pieces, shown.list)
 }
 
-/// The index of a value, which is added unless it is there.
-fn value_of<'a>(expr: &'a ast::Expr, shown: &mut Vec<Shown<'a>>) -> usize {
-    let written = ast_text(expr);
-    if let Some(known) = shown.iter().position(|(_, known)| ast_text(known) == written) {
-        return known;
+/// The values of a message, in order, each once and each with a name of its own.
+#[derive(Default)]
+struct Values<'a> {
+    list: Vec<Shown<'a>>,
+    /// By what was written.
+    known: HashMap<String, usize>,
+    names: HashSet<String>,
+}
+
+impl<'a> Values<'a> {
+    /// The index of a value, which is added unless it is there.
+    fn index_of(&mut self, expr: &'a ast::Expr) -> usize {
+        let next = self.list.len();
+        match self.known.entry(print_expression(expr)) {
+            Entry::Occupied(known) => return *known.get(),
+            Entry::Vacant(vacant) => vacant.insert(next),
+        };
+        // A name that is taken, or none, becomes one that no path is written as.
+        let name = identifier(expr)
+            .filter(|name| !self.names.contains(name))
+            .or_else(|| {
+                (next + 1..)
+                    .map(|n| format!("value{n}"))
+                    .find(|name| !self.names.contains(name))
+            })
+            .unwrap_or_default();
+        self.names.insert(name.clone());
+        self.list.push((name, expr));
+        next
     }
-    let is_free = |name: &String| shown.iter().all(|(known, _)| known != name);
-    let next = shown.len();
-    let name = identifier(expr)
-        .filter(is_free)
-        .or_else(|| (1..=next + 1).map(|n| format!("value{n}")).find(is_free))
-        .unwrap_or_default();
-    shown.push((name, expr));
-    next
 }

@@ -62,6 +62,9 @@ impl<'a> Resolver<'a> {
     }
 
     fn member(&mut self, set: usize, item: &'a ast::Member, explicit: &HashSet<(&str, &str)>) {
+        if self.diagnostics.is_full() {
+            return;
+        }
         let (pattern, optional) = match &item.source {
             EventSource::Events { pattern, optional } => (pattern, *optional),
             EventSource::Span(name) => return self.known_span(name),
@@ -113,6 +116,9 @@ impl<'a> Resolver<'a> {
         let mut had: Vec<bool> = Vec::new();
         let (mut matched, mut wrong, mut possible) = (false, false, false);
         for event in events {
+            if self.is_done(pattern) {
+                return;
+            }
             match self.outcome(item, event, is_glob(pattern)) {
                 Outcome::Member(with, listed) => {
                     (matched, possible) = (true, true);

@@ -115,7 +115,7 @@ impl Typer<'_> {
     }
 
     fn unknown_name(&mut self, name: &str, span: Span) {
-        if self.is_glob {
+        if self.is_brief() {
             self.missing.push(Diagnostic::error("E103", span, String::new()));
             return;
         }
