@@ -296,6 +296,12 @@ pub trait Schema {
     /// One event.
     fn event(&self, system: &str, name: &str) -> Option<Arc<Event>>;
 
+    /// Why no program can be attached to an event that the kernel has; `None` where one can.
+    fn unattachable(&self, system: &str, name: &str) -> Option<&str> {
+        let _ = (system, name);
+        None
+    }
+
     /// Follows `args.…` of an event. `steps[0]` names the argument.
     ///
     /// # Errors

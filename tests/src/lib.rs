@@ -1,6 +1,7 @@
 //! Shared helpers of the test suites.
 
 pub mod babeltrace;
+pub mod live;
 pub mod ring;
 
 use lkst::kernel::schema::KernelSchema;

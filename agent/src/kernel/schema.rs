@@ -34,6 +34,10 @@ pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 /// Events that commonly happen in an interrupt, by glob.
 const IN_INTERRUPT: &str = include_str!("interrupt.txt");
 
+/// Events that the kernel has and lets no program attach to: a name and the reason a line. A test attaches to every
+/// other event, and proves that it cannot attach to these.
+const UNATTACHABLE: &str = include_str!("unattachable.txt");
+
 /// Why there is no schema.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
@@ -276,6 +280,13 @@ impl Schema for KernelSchema {
         let event = self.read_event(system, name);
         self.read.borrow_mut().insert(key, event.clone());
         event
+    }
+
+    fn unattachable(&self, system: &str, name: &str) -> Option<&str> {
+        UNATTACHABLE.lines().find_map(|line| {
+            let (event, reason) = line.split_once(' ')?;
+            (event.split_once(':') == Some((system, name))).then_some(reason)
+        })
     }
 
     fn argument(&self, event: &Event, steps: &[PathStep]) -> Result<Resolved, PathError> {

@@ -24,16 +24,25 @@ impl<'a> Events<'a> {
         Events { schema, names }
     }
 
-    /// The event of exactly that name.
+    /// The event of exactly that name, if programs can be attached to it.
     pub(super) fn exact(&self, pattern: &Pattern) -> Option<Arc<Event>> {
+        if self
+            .schema
+            .unattachable(&pattern.system, &pattern.event)
+            .is_some()
+        {
+            return None;
+        }
         self.schema.event(&pattern.system, &pattern.event)
     }
 
-    /// The events that a glob matches, but for those that `is_out`.
+    /// The events that a glob matches, but for those that `is_out` and those that no program can be attached to: who
+    /// writes a glob wants what there is.
     pub(super) fn matching(&self, pattern: &Pattern, is_out: impl Fn(&str, &str) -> bool) -> Vec<Arc<Event>> {
         self.of_system(&pattern.system)
             .iter()
             .filter(|(system, event)| matches(&pattern.event, event) && !is_out(system, event))
+            .filter(|(system, event)| self.schema.unattachable(system, event).is_none())
             .filter_map(|(system, event)| self.schema.event(system, event))
             .collect()
     }
@@ -51,9 +60,17 @@ impl<'a> Events<'a> {
         self.names.get(start..end).unwrap_or_default()
     }
 
-    /// The error for an event that this kernel does not have.
+    /// The error for an event that this kernel does not have, or that no program can be attached to.
     pub(super) fn unknown(&self, pattern: &Pattern) -> Diagnostic {
         let written = format!("{}:{}", pattern.system, pattern.event);
+        if let Some(reason) = self.schema.unattachable(&pattern.system, &pattern.event) {
+            return Diagnostic::error(
+                "E117",
+                pattern.span,
+                format!("the kernel lets no program attach to `{written}`"),
+            )
+            .help(reason);
+        }
         let error = Diagnostic::error(
             "E101",
             pattern.span,
