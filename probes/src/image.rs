@@ -140,6 +140,9 @@ const TRACED_ENTRIES: u32 = 1 << 16;
 /// Different lists of columns that the sets of one pack may ask of one event.
 const LISTS_MAX: usize = 4;
 
+/// Maps that one program may use: `MAX_USED_MAPS` of include/linux/bpf_verifier.h.
+const MAPS_MAX: usize = 64;
+
 /// A pack that has no program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildError {
@@ -446,6 +449,16 @@ impl Image {
     ) -> Result<(), BuildError> {
         let fail = |error| BuildError { pack, error };
         let (code, frame_bytes) = built.map_err(fail)?;
+        let maps = code
+            .maps
+            .iter()
+            .map(|(_, map)| map)
+            .collect::<BTreeSet<_>>()
+            .len();
+        if maps > MAPS_MAX {
+            let event = format!("{}:{}", attach.system, attach.name);
+            return Err(fail(LowerError::TooManyMaps { event, maps }));
+        }
         let dispatcher = lower::dispatcher(number).map_err(fail)?;
         self.maps.push(MapImage {
             map: MapRef::Slots(number),

@@ -60,7 +60,7 @@ pub(crate) fn build_failed(error: BuildError, compiled: &[Compiled]) -> anyhow::
         | LowerError::TooManyLists { span, .. }
         | LowerError::TwoKinds { span, .. }
         | LowerError::TooDeep { span } => *span,
-        LowerError::Asm(_) | LowerError::TooManyLayouts => {
+        LowerError::Asm(_) | LowerError::TooManyLayouts | LowerError::TooManyMaps { .. } => {
             return Failed::Input(error.error.to_string()).into();
         }
     };

@@ -19,38 +19,73 @@ const WINDOW_SHIFT: i32 = 10;
 
 impl Emit<'_> {
     /// Steps 2 and 3. Falls through or jumps to `end`.
+    ///
+    /// What happens on a firing lies apart from the way that most hits take. That is also how the verifier can follow
+    /// a thousand rules: it looks at the straight way first, and on the way back at each firing alone.
     pub(super) fn decide(&mut self, section: &Section<'_>, end: Label) {
+        let triggers = &section.plan.triggers;
+        let judged = self.asm.label();
         // R9 is the frame once a rule has fired.
         self.asm.mov(Reg::R9, 0);
-        for (index, trigger) in section.plan.triggers.iter().enumerate() {
-            let next = self.asm.label();
-            self.judge(section, index, trigger, next);
-            self.asm.bind(next);
+        let holds: Vec<Label> = triggers.iter().map(|_| self.asm.label()).collect();
+        let next: Vec<Label> = triggers.iter().map(|_| self.asm.label()).collect();
+        for ((trigger, holds), next) in triggers.iter().zip(&holds).zip(&next) {
+            self.asm.note(format!("rule {}", rule_name(section, trigger)));
+            match &trigger.with {
+                Some(with) => self.branch_if(with, true, *holds),
+                None => self.asm.jump(*holds),
+            }
+            self.asm.bind(*next);
             self.paths_meet();
         }
+        self.asm.jump(judged);
+        for (index, trigger) in triggers.iter().enumerate() {
+            if let (Some(holds), Some(next)) = (holds.get(index), next.get(index)) {
+                self.asm.bind(*holds);
+                self.paths_meet();
+                self.judge(section, index, trigger, *next);
+                self.asm.jump(*next);
+            }
+        }
+        self.asm.bind(judged);
         self.asm.branch(Cond::Eq, Reg::R9, 0, end);
         (self.clock, self.who) = (Known::Yes, Known::Yes);
         self.asm.store(Size::B8, Reg::R10, slot::FRAME, Reg::R9);
         self.evidence(section);
-        for (index, trigger) in section.plan.triggers.iter().enumerate() {
-            let skip = self.asm.label();
-            self.unless_fired(index, skip);
-            self.fire(section, index, trigger);
-            self.asm.bind(skip);
-        }
+        self.fired(section);
         self.change(section, end);
     }
 
-    /// Marks the trigger as fired, or goes to `next`.
+    /// Goes to each trigger that has fired, in order.
+    fn fired(&mut self, section: &Section<'_>) {
+        let triggers = &section.plan.triggers;
+        let done = self.asm.label();
+        let labels: Vec<[Label; 2]> = triggers
+            .iter()
+            .map(|_| [self.asm.label(), self.asm.label()])
+            .collect();
+        for (index, [fires, next]) in labels.iter().enumerate() {
+            self.fired_in_r1(index);
+            self.asm.branch(Cond::Ne, Reg::R1, 0, *fires);
+            self.asm.bind(*next);
+        }
+        self.asm.jump(done);
+        for ((index, trigger), [fires, next]) in triggers.iter().enumerate().zip(&labels) {
+            self.asm.bind(*fires);
+            self.asm
+                .note(format!("rule {} fires", rule_name(section, trigger)));
+            self.fire(section, index, trigger);
+            self.asm.jump(*next);
+        }
+        self.asm.bind(done);
+    }
+
+    /// The condition holds: marks the trigger as fired, or goes to `next`.
     fn judge(&mut self, section: &Section<'_>, index: usize, trigger: &Trigger, next: Label) {
         let pack = section.pack;
         let Some(rule) = pack.plan.rules.get(trigger.rule) else {
             return;
         };
-        self.asm.note(format!("rule {}", rule.name));
-        if let Some(with) = &trigger.with {
-            self.branch_if(with, false, next);
-        }
         if let Some(guard) = &rule.guard {
             self.branch_guard(pack, guard, false, next);
         }
@@ -86,14 +121,13 @@ impl Emit<'_> {
         self.asm.store(Size::B8, Reg::R9, word, Reg::R1);
     }
 
-    /// To `skip` where the trigger did not fire.
-    fn unless_fired(&mut self, index: usize, skip: Label) {
+    /// R1 = whether the trigger has fired.
+    fn fired_in_r1(&mut self, index: usize) {
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
         self.asm
             .load(Size::B8, Reg::R1, Reg::R1, frame::FIRED + 8 * (index / 64) as i16);
         self.asm.alu(Alu::Rsh, Reg::R1, (index % 64) as i32);
         self.asm.alu(Alu::And, Reg::R1, 1);
-        self.asm.branch(Cond::Eq, Reg::R1, 0, skip);
     }
 
     /// Jumps to `target` where the guard is `truth`, on the state in R7.
@@ -263,4 +297,13 @@ impl Emit<'_> {
         self.asm.call(Helper::RingbufSubmit);
         self.asm.bind(full);
     }
+}
+
+fn rule_name<'s>(section: &'s Section<'_>, trigger: &Trigger) -> &'s str {
+    section
+        .pack
+        .plan
+        .rules
+        .get(trigger.rule)
+        .map_or("", |rule| &rule.name)
 }

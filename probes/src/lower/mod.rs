@@ -90,6 +90,16 @@ pub enum LowerError {
         /// Where it was written.
         span: Span,
     },
+    /// Too many packs, or buffers of packs, for one program.
+    #[error(
+        "the packs that name `{event}` have so many buffers that its program would use {maps} maps, and the kernel allows 64"
+    )]
+    TooManyMaps {
+        /// The event.
+        event: String,
+        /// How many.
+        maps: usize,
+    },
     /// More kinds of record than an identifier can number.
     #[error("the pack has more than 65,535 kinds of record")]
     TooManyLayouts,
