@@ -114,12 +114,14 @@ fn load_all(machine: &Machine, plans: &[Arc<Plan>]) -> (usize, Vec<String>) {
                 };
                 failures.push(failed.to_string());
                 // On with the others of the batch.
-                let (LoadError::Program { event, .. } | LoadError::Attach { event, .. }) = &failed else {
-                    break;
+                let event = match &failed {
+                    LoadError::Program { attach, .. } => format!("{}:{}", attach.system, attach.name),
+                    LoadError::Attach { event, .. } => event.clone(),
+                    _ => break,
                 };
                 let mut rest = Plan::clone(&plan);
                 let before = rest.events.len();
-                rest.events.retain(|wish| wish.event.full_name() != *event);
+                rest.events.retain(|wish| wish.event.full_name() != event);
                 if rest.events.len() == before {
                     break;
                 }
