@@ -1,8 +1,11 @@
 //! Shared helpers of the test suites.
 
 pub mod babeltrace;
+pub mod lab;
 pub mod live;
 pub mod ring;
+pub mod view;
+pub mod worker;
 
 use lkst::kernel::schema::KernelSchema;
 

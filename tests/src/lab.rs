@@ -1,0 +1,172 @@
+//! Rule text in, a traced kernel out: what the suites that run on the real kernel share.
+//!
+//! A [`Lab`] holds what loading needs. Only one is open at a time in a process, since tests of one kernel on a few
+//! CPUs disturb each other's pace, though not each other's results.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use lkst::command::run::generator_features;
+use lkst::kernel::load::{Environment, EventCounts, Loaded, RuleCounts, load};
+use lkst::kernel::schema::KernelSchema;
+use lkst::session::{Host, Session};
+use lkst_rules::diagnostic::render;
+use lkst_rules::plan::Plan;
+use lkst_rules::source::Source;
+use lkst_rules::{Options, Pack, compile};
+
+use crate::view::View;
+use crate::{kernel_schema, kernel_takes_programs};
+
+static ONE: Mutex<()> = Mutex::new(());
+
+/// What loading needs.
+pub struct Lab {
+    /// The kernel's events.
+    pub schema: KernelSchema,
+    btf: aya::Btf,
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Lab {
+    /// Opens it, or says that the test is skipped.
+    ///
+    /// # Errors
+    /// What is missing, where the kernel is required.
+    pub fn open(test: &str) -> anyhow::Result<Option<Lab>> {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !kernel_takes_programs(test)? {
+            return Ok(None);
+        }
+        let Some(schema) = kernel_schema(test)? else {
+            return Ok(None);
+        };
+        Ok(Some(Lab {
+            schema,
+            btf: aya::Btf::from_sys_fs()?,
+            _one: one,
+        }))
+    }
+
+    /// Compiles rules; warnings are printed.
+    ///
+    /// # Errors
+    /// The diagnostics.
+    pub fn plan(&self, rules: &str) -> anyhow::Result<Arc<Plan>> {
+        let source = Source {
+            name: "test.lkst".to_owned(),
+            text: rules.to_owned(),
+        };
+        let pack = Pack {
+            name: "test".to_owned(),
+            sources: vec![source],
+        };
+        let (plan, diagnostics) = compile(&pack, &Options::default(), &self.schema);
+        let said = render(&diagnostics, &pack.sources, false);
+        let plan = plan.with_context(|| said.clone())?;
+        if !said.is_empty() {
+            eprintln!("{said}");
+        }
+        Ok(Arc::new(plan))
+    }
+
+    /// Compiles, loads and attaches rules. They are not started.
+    ///
+    /// # Errors
+    /// What the compiler or the kernel says.
+    pub fn load(&self, rules: &str) -> anyhow::Result<Loaded> {
+        let plan = self.plan(rules)?;
+        let root = self.schema.tracefs().root().to_owned();
+        let tracepoint_id = |system: &str, name: &str| -> std::io::Result<u64> {
+            let text = std::fs::read_to_string(root.join("events").join(system).join(name).join("id"))?;
+            text.trim().parse().map_err(std::io::Error::other)
+        };
+        let env = Environment {
+            features: generator_features(&self.schema)?,
+            btf: Some(&self.btf),
+            tracepoint_id: &tracepoint_id,
+            uuid: [7; 16],
+        };
+        Ok(load(&[plan], &env)?)
+    }
+
+    /// A session of these rules that saves below `output`, as `lkst run` makes it.
+    ///
+    /// # Errors
+    /// As [`Lab::load`].
+    pub fn session(&self, rules: &str, output: PathBuf) -> anyhow::Result<Session> {
+        Ok(Session::new(self.load(rules)?, Host::this()?, output))
+    }
+}
+
+/// What one pack has counted, by name.
+pub trait Counted {
+    /// An event's counters, summed over all CPUs. An event that the pack does not have counts nothing.
+    fn event(&self, name: &str) -> EventCounts;
+    /// An event's counters on a CPU.
+    fn event_on(&self, name: &str, cpu: usize) -> EventCounts;
+    /// A rule's counters.
+    ///
+    /// # Panics
+    /// Where there is no such rule.
+    fn rule(&self, name: &str) -> RuleCounts;
+    /// Hits that the kernel itself has skipped, of the program that the event hangs on.
+    fn skipped_hits(&self, name: &str) -> u64;
+    /// What lies in a buffer's ring of a CPU, with nobody writing to it.
+    fn ring(&self, buffer: &str, cpu: usize) -> View;
+    /// What lies in a buffer's ring of a CPU while programs write.
+    fn live_ring(&self, buffer: &str, cpu: usize) -> View;
+    /// The number of a buffer.
+    ///
+    /// # Panics
+    /// Where there is no such buffer.
+    fn buffer(&self, name: &str) -> usize;
+}
+
+impl Counted for Loaded {
+    fn event(&self, name: &str) -> EventCounts {
+        (0..self.cpus())
+            .map(|cpu| self.event_on(name, cpu))
+            .fold(EventCounts::default(), |sum, counts| EventCounts {
+                recorded: sum.recorded + counts.recorded,
+                lost: sum.lost + counts.lost,
+                capped: sum.capped + counts.capped,
+                unreadable: sum.unreadable + counts.unreadable,
+            })
+    }
+
+    fn event_on(&self, name: &str, cpu: usize) -> EventCounts {
+        let event = self.image.packs[0].events.iter().find(|e| e.name == name);
+        event.map_or_else(EventCounts::default, |e| self.event_counts(e.counters, cpu))
+    }
+
+    fn rule(&self, name: &str) -> RuleCounts {
+        let pack = &self.image.packs[0];
+        let place = pack.plan.rules.iter().position(|rule| rule.name == name);
+        let place = place.unwrap_or_else(|| panic!("no rule `{name}`"));
+        self.rule_counts(pack.rule_counters[place])
+    }
+
+    fn skipped_hits(&self, name: &str) -> u64 {
+        let event = self.image.packs[0].events.iter().find(|e| e.name == name);
+        event
+            .and_then(|e| self.skipped(e.program?))
+            .unwrap_or_else(|| panic!("the kernel does not say how often it skipped {name}"))
+    }
+
+    fn ring(&self, buffer: &str, cpu: usize) -> View {
+        let rings = &self.rings[0][self.buffer(buffer)];
+        View::new(rings.copy(cpu, false), &self.image.packs[0].layouts)
+    }
+
+    fn live_ring(&self, buffer: &str, cpu: usize) -> View {
+        let rings = &self.rings[0][self.buffer(buffer)];
+        View::new(rings.copy(cpu, true), &self.image.packs[0].layouts)
+    }
+
+    fn buffer(&self, name: &str) -> usize {
+        let place = self.rings[0].iter().position(|rings| rings.buffer == name);
+        place.unwrap_or_else(|| panic!("no buffer `{name}`"))
+    }
+}
