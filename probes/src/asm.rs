@@ -292,6 +292,11 @@ pub mod code {
     pub const PSEUDO_MAP_VALUE: u8 = 2;
 }
 
+/// How far a short jump may go, where there are long ones: half of what 16 bits hold. The kernel replaces calls such as
+/// a map's lookup by several instructions after it has verified a program, and refuses it ("cannot be patched due to
+/// 16-bit range") where a short jump does not reach any more.
+const REACH: i64 = 1 << 14;
+
 /// A place to jump to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Label(usize);
@@ -545,7 +550,9 @@ impl Asm {
                     continue;
                 }
                 let distance = self.distance(&places, index, label)?;
-                if i16::try_from(distance).is_err() {
+                // Without long jumps all that 16 bits hold is tried; where the kernel moves things apart it says so.
+                let reach = if long_jumps { REACH } else { i16::MAX.into() };
+                if distance.abs() > reach {
                     if !long_jumps {
                         return Err(AsmError::TooFar(self.slots.len()));
                     }
@@ -726,6 +733,29 @@ mod tests {
         let code = build().finish(true)?;
         assert_eq!((code.insns[0].off, code.insns[1].off), (1, 1));
         assert_eq!(code.insns[2].imm, 40_000);
+        Ok(())
+    }
+
+    #[test]
+    fn jumps_leave_room_for_what_the_kernel_puts_in() -> Result<(), AsmError> {
+        let build = |between: usize| {
+            let mut asm = Asm::default();
+            let end = asm.label();
+            asm.jump(end);
+            let start = asm.label();
+            asm.bind(start);
+            for _ in 0..between {
+                asm.mov(Reg::R0, 0);
+            }
+            asm.bind(end);
+            asm.branch(Cond::Set, Reg::R1, 7, start);
+            asm.exit();
+            asm
+        };
+        let short = build(20_000).finish(false)?;
+        assert_eq!(short.insns[0].off, 20_000);
+        let long = build(20_000).finish(true)?;
+        assert_eq!((long.insns[0].off, long.insns[0].imm), (0, 20_000));
         Ok(())
     }
 

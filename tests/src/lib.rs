@@ -1,9 +1,11 @@
 //! Shared helpers of the test suites.
 
 pub mod babeltrace;
+pub mod ftrace;
 pub mod lab;
 pub mod live;
 pub mod ring;
+pub mod timers;
 pub mod view;
 pub mod worker;
 

@@ -2,6 +2,8 @@
 //! for it, on the CPU of the firing and on any other that begins after it.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::io::{Read as _, Write as _};
+
 use lkst_tests::lab::{Counted as _, Lab};
 use lkst_tests::worker::{MARK, Worker, cpus, mark};
 
@@ -137,25 +139,14 @@ fn on_another_cpu_too() {
         eprintln!("next_event on another CPU: skipped: one CPU only");
         return;
     };
-    let mut pipes = [[0; 2]; 2];
-    for pipe in &mut pipes {
-        // SAFETY: two descriptors are written.
-        assert_eq!(unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
-    }
-    let [there, back] = pipes;
-    // SAFETY: a byte to read into or to write from; these calls are not traced.
-    let send = |pipe: [i32; 2]| unsafe { assert_eq!(libc::write(pipe[1], c"!".as_ptr().cast(), 1), 1) };
-    let receive = |pipe: [i32; 2]| {
-        let mut byte = 0_u8;
-        // SAFETY: as above.
-        unsafe { assert_eq!(libc::read(pipe[0], (&raw mut byte).cast(), 1), 1) };
-    };
+    let (mut hear_call, mut say_call) = std::io::pipe().unwrap();
+    let (mut hear_done, mut say_done) = std::io::pipe().unwrap();
     let firing = Worker::new(first, || {
         for round in 0..ROUNDS {
             for option in [ON, OFF] {
                 mark(option, [u64::from(round), 0, 0, 0]);
-                send(there);
-                receive(back);
+                say_call.write_all(b"!").unwrap();
+                hear_done.read_exact(&mut [0]).unwrap();
             }
         }
     })
@@ -163,9 +154,9 @@ fn on_another_cpu_too() {
     let mut calling = Worker::new(second, || {
         for round in 0..ROUNDS {
             for first in [wanted(round), unwanted(round)] {
-                receive(there);
+                hear_call.read_exact(&mut [0]).unwrap();
                 calls(first);
-                send(back);
+                say_done.write_all(b"!").unwrap();
             }
         }
     })
@@ -176,11 +167,6 @@ fn on_another_cpu_too() {
     firing.join().unwrap();
     calling.join().unwrap();
     loaded.stop().unwrap();
-    for fd in pipes.concat() {
-        // SAFETY: made above, used by nobody any more.
-        unsafe { libc::close(fd) };
-    }
-
     let ring = loaded.ring("main", second);
     ring.assert_chained();
     let found: Vec<u64> = ring
