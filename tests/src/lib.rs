@@ -5,6 +5,7 @@ pub mod ftrace;
 pub mod lab;
 pub mod live;
 pub mod ring;
+pub mod shared;
 pub mod timers;
 pub mod view;
 pub mod worker;
