@@ -471,6 +471,16 @@ impl Loaded {
             .load(Ordering::SeqCst)
     }
 
+    /// A word of a pack's block, by its offset in [`control`].
+    ///
+    /// # Panics
+    /// Where the block has no such word.
+    #[must_use]
+    pub fn control_word(&self, pack: usize, offset: u32) -> u64 {
+        let block = self.image.packs.get(pack).map_or(0, |p| p.block);
+        self.control.u64((block + offset) as usize).load(Ordering::SeqCst)
+    }
+
     /// Changes a pack's state word, as a program would: by compare-and-exchange, with a new sequence number. `change`
     /// gives the word to be, or `None` where nothing is to be changed any more; it is asked again for every word that
     /// it meets. What it reads beside the word, such as [`Loaded::switch_until`], it must read itself: programs store
