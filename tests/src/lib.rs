@@ -4,6 +4,7 @@ pub mod babeltrace;
 pub mod ftrace;
 pub mod lab;
 pub mod live;
+pub mod objects;
 pub mod ring;
 pub mod shared;
 pub mod timers;

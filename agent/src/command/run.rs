@@ -85,7 +85,6 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
             loaded.follow(&codes, btf)?;
         }
     }
-    say_what_is_traced(&loaded);
     drop(btf);
     drop(schema);
 
@@ -193,6 +192,8 @@ async fn trace(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     session.start();
+    // Said now that it is true: signals are caught, and events recorded.
+    say_what_is_traced(session.loaded());
     let mut child = spawn(session, &options.command)?;
     // A day that never comes, where there is no end.
     let far = Duration::from_secs(86_400 * 365 * 30);
