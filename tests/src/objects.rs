@@ -59,34 +59,49 @@ impl Objects {
         self.programs.is_empty() && self.maps.is_empty() && self.links.is_empty()
     }
 
-    /// Those that the kernel still has. It frees them a while after the last use, a map of programs by a worker that
-    /// waits for grace periods of all tasks, which takes many seconds on a busy machine: so this waits, and gives up
-    /// after three minutes.
+    /// Those that the kernel still has. It frees them a while after the last use, by workers that wait for grace
+    /// periods, which takes seconds on a busy machine: so this waits, and gives up after a minute.
     #[must_use]
     pub fn left(&self) -> Objects {
-        let mut left = self.clone();
-        for _ in 0..1800 {
-            let there = Objects {
-                programs: aya::programs::loaded_programs()
-                    .flatten()
-                    .map(|info| info.id())
-                    .collect(),
-                maps: aya::maps::loaded_maps().flatten().map(|info| info.id()).collect(),
-                links: aya::programs::loaded_links()
-                    .flatten()
-                    .map(|info| info.id())
-                    .collect(),
-            };
-            left = Objects {
-                programs: &self.programs & &there.programs,
-                maps: &self.maps & &there.maps,
-                links: &self.links & &there.links,
-            };
-            if left.is_empty() {
+        let left = || Objects {
+            programs: there(BPF_PROG_GET_NEXT_ID, &self.programs),
+            maps: there(BPF_MAP_GET_NEXT_ID, &self.maps),
+            links: there(BPF_LINK_GET_NEXT_ID, &self.links),
+        };
+        for _ in 0..600 {
+            if left().is_empty() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        left
+        left()
     }
+}
+
+// enum bpf_cmd: include/uapi/linux/bpf.h.
+const BPF_PROG_GET_NEXT_ID: libc::c_long = 11;
+const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
+const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
+
+/// Those of the numbers that the kernel has given to an object.
+///
+/// No object is opened: a map of programs that is opened by its number, and closed again, while the kernel is about to
+/// empty it after its last use, is never freed (kernel/bpf/arraymap.c, `prog_array_map_clear`: it takes a reference for
+/// work that is pending already). So a look by descriptors would make what it looks for.
+fn there(command: libc::c_long, numbers: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let exists = |number: u32| {
+        // union bpf_attr: start_id, next_id, open_flags.
+        let mut attributes = [number.wrapping_sub(1), 0_u32, 0];
+        // SAFETY: the kernel reads and writes these twelve bytes.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                attributes.as_mut_ptr(),
+                size_of_val(&attributes) as libc::c_uint,
+            )
+        };
+        result == 0 && attributes[1] == number
+    };
+    numbers.iter().copied().filter(|number| exists(*number)).collect()
 }
