@@ -201,3 +201,16 @@ fn decode(pages: &[u8], bytes: Range<usize>, class: &EventClass) -> Option<(u32,
         cells.collect(),
     ))
 }
+
+/// Runs the test crate's workload, which must be at `program`, for so long.
+///
+/// # Errors
+/// Where it cannot be started or fails.
+pub fn workload(program: &str, time: std::time::Duration) -> anyhow::Result<()> {
+    let status = std::process::Command::new(program)
+        .arg(time.as_millis().to_string())
+        .status()
+        .context("cannot start the workload")?;
+    anyhow::ensure!(status.success(), "the workload ended with {status}");
+    Ok(())
+}

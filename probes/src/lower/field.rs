@@ -56,7 +56,12 @@ impl Emit<'_> {
         match load {
             Load::Field { place, recipe, .. } => match (self.kind, place, recipe) {
                 (Kind::Classic, Some(place), _) => self.load_place(*place, bits, signed),
-                (Kind::Typed, _, Some(recipe)) => self.load_recipe(recipe, bits, signed),
+                (Kind::Typed, _, Some(recipe)) => {
+                    self.load_recipe(recipe, bits, signed);
+                    if bits == 64 && !zero_extended && matches!(recipe, Recipe::Path(_)) {
+                        self.forget_pointer();
+                    }
+                }
                 // INVARIANT: the kind was chosen so that every value of the event is there.
                 _ => self.asm.mov(Reg::R1, 0),
             },
@@ -71,6 +76,13 @@ impl Emit<'_> {
             }
             Load::EventName(_) => self.asm.mov(Reg::R1, 0),
         }
+    }
+
+    /// R1 as it is, and no pointer to the verifier any more: it refuses most arithmetic on pointers, and holds some
+    /// that may be null for never null. A negated pointer is a number to it.
+    fn forget_pointer(&mut self) {
+        self.asm.neg(Reg::R1);
+        self.asm.neg(Reg::R1);
     }
 
     fn load_place(&mut self, place: Place, bits: u8, signed: bool) {
@@ -199,10 +211,16 @@ impl Emit<'_> {
     /// R1 = what lies at the end of a path, loaded at `size`, zero-extended; 0 where a pointer on the way is null or
     /// cannot be read.
     pub(crate) fn load_path(&mut self, path: &Path, size: Size) {
-        let done = self.asm.label();
-        let direct = self.walk(path, done);
+        let (null, done) = (self.asm.label(), self.asm.label());
+        let direct = self.walk(path, null);
         if let Some(last) = path.hops.last() {
-            self.hop(i64::from(last.offset), direct && last.direct, size, done);
+            self.hop(i64::from(last.offset), direct && last.direct, size, null);
+            self.asm.jump(done);
+        }
+        // It is 0 here already, but to the verifier it may still be a pointer, which it lets nobody compute with.
+        self.asm.bind(null);
+        if !path.hops.is_empty() {
+            self.asm.mov(Reg::R1, 0);
         }
         self.asm.bind(done);
     }

@@ -313,26 +313,24 @@ impl Emit<'_> {
         self.asm.mov(Reg::R9, Reg::R1);
     }
 
+    /// The varying columns first: their texts wait in this program's frame, where a condition among the fixed columns
+    /// may read texts of its own.
     fn fill(&mut self, record: &Record<'_>) {
-        let fixed = record
-            .layout
-            .columns
-            .iter()
-            .filter(|c| c.offset.is_some())
-            .count();
-        for (index, (column, value)) in record.layout.columns.iter().zip(&record.values).enumerate() {
-            let Some(offset) = column.offset else {
-                if index == fixed {
-                    self.asm.mov(Reg::R1, Reg::R9);
-                    self.asm
-                        .alu(Alu::Add, Reg::R1, i32::from(record.layout.fixed_bytes));
-                    self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
-                }
-                if let Value::Expr(expr) = value {
-                    self.fill_varying(&column.encoding, expr, index - fixed);
-                }
-                continue;
-            };
+        let columns = || record.layout.columns.iter().zip(&record.values);
+        let varying = columns().filter(|(column, _)| column.offset.is_none());
+        for (index, (column, value)) in varying.enumerate() {
+            if index == 0 {
+                self.asm.mov(Reg::R1, Reg::R9);
+                self.asm
+                    .alu(Alu::Add, Reg::R1, i32::from(record.layout.fixed_bytes));
+                self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+            }
+            if let Value::Expr(expr) = value {
+                self.fill_varying(&column.encoding, expr, index);
+            }
+        }
+        for (column, value) in columns() {
+            let Some(offset) = column.offset else { continue };
             let offset = offset.cast_signed();
             match (&column.encoding, value) {
                 (Encoding::Int { bits, .. }, value) => {
