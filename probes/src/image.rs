@@ -241,6 +241,9 @@ pub fn build(
         layouts.push(of_pack);
     }
 
+    // Behind the blocks, a word for each event: where its counters lie.
+    let table = block;
+    let mut event_counters: Vec<u32> = Vec::new();
     let mut gathered = Gathered::default();
     let mut fired: Vec<BTreeMap<u16, usize>> = vec![BTreeMap::new(); plans.len()];
     let mut events: Vec<Vec<(EventImage, Attach)>> = vec![Vec::new(); plans.len()];
@@ -248,8 +251,10 @@ pub fn build(
     for ((index, env), of_pack) in envs.iter().enumerate().zip(&mut layouts) {
         for wish in &env.plan.events {
             let at = counters.take(counter::EVENT_BYTES);
+            let word = table + 8 * event_counters.len() as u32;
+            event_counters.push(at);
             let section =
-                section(env, wish, at, of_pack).map_err(|error| BuildError { pack: index, error })?;
+                section(env, wish, (at, word), of_pack).map_err(|error| BuildError { pack: index, error })?;
             for ((layout, _), trigger) in section.fired.iter().zip(&wish.triggers) {
                 if let Some(fired) = fired.get_mut(index) {
                     fired.insert(layout.id, trigger.rule);
@@ -270,6 +275,7 @@ pub fn build(
 
     // Every CPU's counters begin on a cache line of their own.
     let stride = counters.next.next_multiple_of(64).max(64);
+    let control_bytes = table + 8 * event_counters.len() as u32;
     let mut image = Image {
         packs: Vec::new(),
         programs: Vec::new(),
@@ -277,7 +283,7 @@ pub fn build(
             MapImage {
                 map: MapRef::Control,
                 kind: MapKind::Array,
-                value_bytes: block,
+                value_bytes: control_bytes,
                 entries: 1,
             },
             MapImage {
@@ -293,7 +299,7 @@ pub fn build(
                 entries: NOTICES_BYTES,
             },
         ],
-        control: vec![0; block as usize],
+        control: vec![0; control_bytes as usize],
         counters_stride: stride,
         follows_command: plans.iter().any(|plan| follows_command(plan)),
     };
@@ -306,6 +312,9 @@ pub fn build(
         });
     }
     gathered.programs(&mut image, features, probe_reads, stride)?;
+    for (word, at) in event_counters.into_iter().enumerate() {
+        image.write_control(table + 8 * word as u32, at.into());
+    }
     for (((env, of_pack), fired), events) in envs.iter().zip(layouts).zip(fired).zip(events) {
         image.pack(env, of_pack, fired, events, features);
     }
@@ -541,7 +550,7 @@ fn environment<'p>(
 fn section<'p>(
     pack: &'p PackEnv<'p>,
     plan: &'p EventPlan,
-    counters: u32,
+    (counters, counters_word): (u32, u32),
     layouts: &mut Layouts,
 ) -> Result<Section<'p>, LowerError> {
     let name = plan.event.full_name();
@@ -616,6 +625,7 @@ fn section<'p>(
         pack,
         plan,
         counters,
+        counters_word,
         records,
         lists,
         unions,

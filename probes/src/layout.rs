@@ -79,7 +79,7 @@ pub mod head {
     pub const BYTES: usize = 64;
 }
 
-/// The control map: a header, then a block for each pack.
+/// The control map: a header, a block for each pack, then a `u64` for each event of each pack: where its counters lie.
 pub mod control {
     /// `u64 generation`: its lowest bit says which slot of every dispatcher is in force.
     pub const GENERATION: u32 = 0;

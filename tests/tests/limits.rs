@@ -348,7 +348,7 @@ fn the_later_end_wins_a_race() {
             ring.records()
                 .filter(|record| record.event() == "lkst:fired" && record.name("rule") == "long")
                 .map(|record| record.time())
-                .last()
+                .next_back()
         })
         .max()
         .unwrap();

@@ -47,6 +47,9 @@ pub struct Section<'p> {
     pub plan: &'p EventPlan,
     /// Where the event's counters lie.
     pub counters: u32,
+    /// Where in the control map that number stands. Code that events share reads it there: the verifier, which knows
+    /// every constant, would walk that code anew for each event.
+    pub counters_word: u32,
     /// The kinds of record that may come of it.
     pub records: Vec<(RecordLayout, Vec<Column>)>,
     /// For each member, the number of its list of columns.
@@ -126,6 +129,9 @@ pub fn syscall_program(
         for (_, (label, record)) in shared {
             emit.asm.bind(label);
             (emit.clock, emit.who) = (Known::Yes, Known::Yes);
+            if first.section.pack.switches_back {
+                emit.return_to_main(first.section.pack);
+            }
             emit.record(first.section.pack, &record, |_| {});
             emit.asm.jump(end);
         }
@@ -193,7 +199,7 @@ impl Emit<'_> {
             self.asm.store_imm(Size::B8, Reg::R10, slot::RECORDED, 0);
         }
         if !section.plan.members.is_empty() {
-            self.record_step(section, end, if decides { None } else { shared });
+            self.record_step(section, if decides { None } else { shared });
         }
         if decides {
             self.paths_meet();
@@ -201,8 +207,8 @@ impl Emit<'_> {
         }
     }
 
-    /// Step 1. Falls through; or to `end` from code that is shared.
-    fn record_step<'p>(&mut self, section: &'p Section<'p>, end: Label, shared: Option<&mut Shared<'p>>) {
+    /// Step 1. Falls through; code that is shared goes to the end of its pack.
+    fn record_step<'p>(&mut self, section: &'p Section<'p>, shared: Option<&mut Shared<'p>>) {
         let (wanted, none, after) = (self.asm.label(), self.asm.label(), self.asm.label());
         let capped = section.plan.members.iter().any(|m| cap_of(section, m).is_some());
         let single = section.unions.len() == 1;
@@ -252,7 +258,7 @@ impl Emit<'_> {
         self.asm.jump(after);
         self.asm.bind(wanted);
         (self.clock, self.who) = (Known::Yes, Known::Yes);
-        self.records(section, single, after, end, shared);
+        self.records(section, single, after, shared);
         self.asm.bind(after);
         self.paths_meet();
     }
@@ -342,23 +348,11 @@ impl Emit<'_> {
         section: &'p Section<'p>,
         single: bool,
         after: Label,
-        end: Label,
         shared: Option<&mut Shared<'p>>,
     ) {
         let decides = !section.plan.triggers.is_empty();
         if decides {
             self.asm.store_imm(Size::B8, Reg::R10, slot::RECORDED, 1);
-        }
-        if section.pack.switches_back {
-            let temp = self.temp(lkst_rules::source::Span::default());
-            if !single {
-                self.asm.store(Size::B8, Reg::R10, temp, Reg::R9);
-            }
-            self.return_to_main(section.pack);
-            if !single {
-                self.asm.load(Size::B8, Reg::R9, Reg::R10, temp);
-            }
-            self.drop_temp();
         }
         if single {
             let Some(record) = section
@@ -369,11 +363,17 @@ impl Emit<'_> {
                 return;
             };
             match shared.zip(shape(&record)) {
+                // Whether to return to `main` is looked at in the shared code.
                 Some((shared, shape)) => {
                     self.asm
                         .store_imm(Size::B8, Reg::R10, slot::ID, i32::from(record.layout.id));
                     self.asm
-                        .store_imm(Size::B8, Reg::R10, slot::COUNTERS, section.counters.cast_signed());
+                        .map_value(Reg::R1, MapRef::Control, section.counters_word);
+                    self.asm.load(Size::B8, Reg::R1, Reg::R1, 0);
+                    let last = self.counters_stride - counter::EVENT_BYTES;
+                    let exit = self.exit;
+                    self.asm.branch(Cond::Gt, Reg::R1, last.cast_signed(), exit);
+                    self.asm.store(Size::B8, Reg::R10, slot::COUNTERS, Reg::R1);
                     let label = shared.entry(format!("{shape:?}")).or_insert_with(|| {
                         (
                             self.asm.label(),
@@ -385,10 +385,21 @@ impl Emit<'_> {
                     });
                     self.asm.jump(label.0);
                 }
-                None => self.record(section.pack, &record, |_| {}),
+                None => {
+                    if section.pack.switches_back {
+                        self.return_to_main(section.pack);
+                    }
+                    self.record(section.pack, &record, |_| {});
+                }
             }
-            let _ = end;
             return;
+        }
+        if section.pack.switches_back {
+            let temp = self.temp(lkst_rules::source::Span::default());
+            self.asm.store(Size::B8, Reg::R10, temp, Reg::R9);
+            self.return_to_main(section.pack);
+            self.asm.load(Size::B8, Reg::R9, Reg::R10, temp);
+            self.drop_temp();
         }
         self.asm.alu(Alu::And, Reg::R9, 0xff);
         let labels: Vec<Label> = section.unions.iter().map(|_| self.asm.label()).collect();
