@@ -3,8 +3,8 @@
 //! In: the text. Out: [`Row`]s, whose paths whoever has the kernel's types follows to a
 //! [`Recipe`](lkst_rules::schema::Recipe).
 //!
-//! INVARIANT: no row is a guess. Each was read in the header that the text names, and the kernel's own classic value
-//! is the test of it.
+//! INVARIANT: a row says what the header does that the text names. The kernel's own classic value is the test of it, on
+//! the kernels where that test was run and for the events that it could make happen.
 
 use lkst_rules::schema::PathStep;
 

@@ -332,8 +332,10 @@ impl Emit<'_> {
         self.asm.jump(no);
     }
 
-    /// Two texts that are both read at the hit, byte by byte up to the first NUL.
+    /// Two texts that are both read at the hit, byte by byte up to the first NUL, which comes as late as the shorter of
+    /// them allows: the verifier walks every turn of the loop.
     fn same_text(&mut self, left: &Expr, right: &Expr, [yes, no, unreadable]: [Label; 3]) {
+        let most = VARYING_MAX_BYTES.min(capacity(left) + 1).min(capacity(right) + 1);
         for (index, side) in [left, right].into_iter().enumerate() {
             self.read_to_frame(side, index, VARYING_MAX_BYTES.min(capacity(side) + 1), unreadable);
         }
@@ -351,7 +353,7 @@ impl Emit<'_> {
         for reg in [Reg::R1, Reg::R2, Reg::R3] {
             self.asm.alu(Alu::Add, reg, 1);
         }
-        self.asm.branch(Cond::Lt, Reg::R3, VARYING_MAX_BYTES as i32, top);
+        self.asm.branch(Cond::Lt, Reg::R3, most as i32, top);
         self.asm.jump(yes);
     }
 

@@ -264,4 +264,25 @@ fn processes() {
         let _ = child.wait();
     }
     let _ = std::thread::spawn(|| names(1)).join();
+    traced_child();
+}
+
+/// A child that is traced: the tracer waits until it is off its processor.
+fn traced_child() {
+    // SAFETY: the child calls nothing but system calls before it ends, and the parent waits for it.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
+                libc::raise(libc::SIGSTOP);
+                libc::_exit(0);
+            }
+            child if child > 0 => {
+                libc::waitpid(child, std::ptr::null_mut(), libc::WUNTRACED);
+                libc::ptrace(libc::PTRACE_CONT, child, 0, 0);
+                libc::waitpid(child, std::ptr::null_mut(), 0);
+            }
+            _ => {}
+        }
+    }
 }

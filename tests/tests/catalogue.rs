@@ -1,0 +1,276 @@
+//! Each row of the catalogue against the kernel's own value: at the same hits, a typed program that reads through the
+//! arguments and a classic one that reads what the kernel formatted must record the same.
+//!
+//! Both are lkst's own, made of the same rule by schemas of which one hides the places of fields and the other their
+//! recipes. They hang on one tracepoint, the typed one first, so that on a CPU a classic hit follows its typed one. The
+//! kernel may skip classic programs, and never typed ones.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lkst::kernel::load::Loaded;
+use lkst::kernel::schema::KernelSchema;
+use lkst_probes::catalogue;
+use lkst_rules::schema::{Event, Field, Origin, PathError, PathStep, Recipe, Resolved, Schema};
+use lkst_tests::live::{Cell, Machine, Record, plan, records, workload};
+use lkst_tests::{kernel_schema, kernel_takes_programs};
+
+/// Events that this test could not make happen where it was written: no tasklets, no idle processor and no hung task
+/// there. Nothing but the kernel's headers speaks for their rows.
+const UNHIT: &[&str] = &[
+    "irq:tasklet_entry",
+    "irq:tasklet_exit",
+    "power:cpu_frequency",
+    "power:cpu_idle",
+    "sched:sched_kthread_stop",
+    "sched:sched_kthread_stop_ret",
+    "sched:sched_process_hang",
+    "timer:tick_stop",
+    "timer:timer_base_idle",
+];
+
+/// Events that must have been compared.
+const LEAST_EVENTS: usize = 25;
+
+/// This kernel with one of the two ways to a field.
+struct OneWay<'s> {
+    schema: &'s KernelSchema,
+    typed: bool,
+}
+
+impl Schema for OneWay<'_> {
+    fn events(&self) -> Vec<(&str, &str)> {
+        self.schema.events()
+    }
+
+    fn event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
+        let mut event = Event::clone(&*self.schema.event(system, name)?);
+        for field in &mut event.fields {
+            match self.typed {
+                true => field.place = None,
+                false => field.recipe = None,
+            }
+        }
+        Some(Arc::new(event))
+    }
+
+    fn argument(&self, event: &Event, steps: &[PathStep]) -> Result<Resolved, PathError> {
+        self.schema.argument(event, steps)
+    }
+
+    fn task_member(&self, path: &[&str]) -> Option<Resolved> {
+        self.schema.task_member(path)
+    }
+
+    fn enumerator(&self, name: &str) -> Vec<(String, i64)> {
+        self.schema.enumerator(name)
+    }
+
+    fn syscall_number(&self, name: &str) -> Option<u32> {
+        self.schema.syscall_number(name)
+    }
+
+    fn syscall_names(&self) -> Vec<&str> {
+        self.schema.syscall_names()
+    }
+}
+
+/// The events of the catalogue that it covers on this kernel, and the names of those that it does not, mostly since the
+/// kernel does not have them.
+fn covered(schema: &KernelSchema) -> anyhow::Result<(Vec<Arc<Event>>, Vec<String>)> {
+    let names: BTreeSet<String> = catalogue::rows()?.into_iter().map(|row| row.event).collect();
+    let (mut covered, mut uncovered) = (Vec::new(), Vec::new());
+    for name in names {
+        let event = name
+            .split_once(':')
+            .and_then(|(system, name)| schema.event(system, name))
+            .filter(|event| event.origin == Origin::Tracepoint)
+            .filter(|event| event.fields.iter().all(|field| field.recipe.is_some()));
+        match event {
+            Some(event) => covered.push(event),
+            None => uncovered.push(name),
+        }
+    }
+    Ok((covered, uncovered))
+}
+
+/// Hits of one event: those of a CPU in their order.
+type ByCpu = HashMap<u32, Vec<Record>>;
+
+fn by_event(records: Vec<Record>) -> HashMap<String, ByCpu> {
+    let mut events: HashMap<String, ByCpu> = HashMap::new();
+    for record in records {
+        let of_event = events.entry(record.event.to_string()).or_default();
+        of_event.entry(record.cpu).or_default().push(record);
+    }
+    for records in events.values_mut().flat_map(HashMap::values_mut) {
+        records.sort_by_key(|record| record.time);
+    }
+    events
+}
+
+/// In which fields two records of one event differ, apart from what may move on between the two looks: `jiffies`, and
+/// the state of a dead task that its parent reaps just then, from `EXIT_ZOMBIE` to `EXIT_DEAD`.
+fn differing(event: &Event, typed: &Record, classic: &Record) -> Vec<String> {
+    const ZOMBIE: u64 = 32;
+    const DEAD: u64 = 16;
+    let differs = |field: &&Field| {
+        let (typed, classic) = (typed.cell(&field.name), classic.cell(&field.name));
+        match (&field.recipe, typed, classic) {
+            (Some(Recipe::Jiffies), Some(Cell::Int(typed)), Some(Cell::Int(classic))) => {
+                typed.abs_diff(*classic) > 2
+            }
+            (Some(Recipe::SwitchState { .. }), Some(Cell::Int(ZOMBIE)), Some(Cell::Int(DEAD))) => false,
+            _ => typed != classic,
+        }
+    };
+    let different = event.fields.iter().filter(differs);
+    different
+        .map(|field| {
+            format!(
+                "{} is {:?} typed and {:?} classic",
+                field.name,
+                typed.cell(&field.name),
+                classic.cell(&field.name)
+            )
+        })
+        .collect()
+}
+
+/// What came of an event.
+#[derive(Default)]
+struct Compared {
+    matched: usize,
+    /// Classic hits whose typed one had been overwritten, or the other way round.
+    alone: usize,
+    problems: Vec<String>,
+}
+
+/// How many typed hits before a classic one may be its own: an interrupt that hits the same event between the two
+/// programs puts its own hits there.
+const NESTED: usize = 4;
+
+/// Finds for each classic hit the typed one.
+fn compare(event: &Event, typed: &[Record], classic: &[Record]) -> Compared {
+    let mut compared = Compared::default();
+    let mut candidates: VecDeque<&Record> = VecDeque::new();
+    let mut coming = typed.iter().peekable();
+    let first = typed.first().map_or(u64::MAX, |record| record.time);
+    for hit in classic {
+        while let Some(record) = coming.next_if(|record| record.time <= hit.time) {
+            candidates.push_back(record);
+            if candidates.len() > NESTED {
+                candidates.pop_front();
+            }
+        }
+        if hit.time < first || candidates.is_empty() {
+            compared.alone += 1;
+            continue;
+        }
+        let same = |typed: &&Record| typed.tid == hit.tid && differing(event, typed, hit).is_empty();
+        match candidates.iter().rposition(same) {
+            Some(place) => {
+                candidates.remove(place);
+                compared.matched += 1;
+            }
+            None => {
+                let nearest = candidates.iter().rev().find(|typed| typed.tid == hit.tid);
+                compared.problems.push(match nearest {
+                    Some(nearest) => format!(
+                        "{} ns later: {}",
+                        hit.time - nearest.time,
+                        differing(event, nearest, hit).join("; ")
+                    ),
+                    None => "no typed hit of that thread".to_owned(),
+                });
+            }
+        }
+    }
+    compared
+}
+
+#[test]
+fn every_row_is_the_classic_value() -> anyhow::Result<()> {
+    const MOST_HITS: usize = 4000;
+    let test = "every_row_is_the_classic_value";
+    let (Some(schema), true) = (kernel_schema(test)?, kernel_takes_programs(test)?) else {
+        return Ok(());
+    };
+    let machine = Machine::of(&schema)?;
+    let (events, uncovered) = covered(&schema)?;
+    let mut text = String::from("start with s\nbuffer main { size = 32MiB }\nset s {\n");
+    for event in &events {
+        text.push_str(&format!("  {}\n", event.full_name()));
+    }
+    text.push_str("}\n");
+    let (typed, classic) = (
+        OneWay {
+            schema: &schema,
+            typed: true,
+        },
+        OneWay {
+            schema: &schema,
+            typed: false,
+        },
+    );
+    // The first to be attached is the first to run.
+    let typed = machine.load(&[plan("typed", &text, &typed)?])?;
+    let classic = machine.load(&[plan("classic", &text, &classic)?])?;
+    let programs = |loaded: &Loaded| loaded.image.programs.len();
+    assert!((0..programs(&typed)).all(|program| typed.is_typed(program)));
+    assert!((0..programs(&classic)).all(|program| !classic.is_typed(program)));
+    assert_eq!(
+        (programs(&typed), programs(&classic)),
+        (events.len(), events.len())
+    );
+    typed.start();
+    classic.start();
+    let worked = workload(env!("CARGO_BIN_EXE_workload"), Duration::from_millis(2500));
+    // The other way round: a classic hit that has no typed one would look like a loss.
+    classic.stop()?;
+    typed.stop()?;
+    worked?;
+    let mut typed = by_event(records(&typed, 0, MOST_HITS));
+    let mut classic = by_event(records(&classic, 0, MOST_HITS));
+    let mut problems: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let (mut compared_events, mut unhit) = (0, Vec::new());
+    let mut states: BTreeSet<u64> = BTreeSet::new();
+    println!("{:<32} {:>8} {:>8}", "event", "matched", "alone");
+    for event in &events {
+        let name = event.full_name();
+        let typed = typed.remove(&name).unwrap_or_default();
+        let mut sum = Compared::default();
+        for (cpu, classic) in classic.remove(&name).unwrap_or_default() {
+            states.extend(classic.iter().filter_map(|hit| hit.int("prev_state")));
+            let none = Vec::new();
+            let compared = compare(event, typed.get(&cpu).unwrap_or(&none), &classic);
+            sum.matched += compared.matched;
+            sum.alone += compared.alone;
+            sum.problems.extend(compared.problems);
+        }
+        println!("{name:<32} {:>8} {:>8}", sum.matched, sum.alone);
+        compared_events += usize::from(sum.matched > 0);
+        if sum.matched == 0 && !UNHIT.contains(&name.as_str()) {
+            unhit.push(name.clone());
+        }
+        if !sum.problems.is_empty() {
+            problems.insert(name, sum.problems);
+        }
+    }
+    println!(
+        "{compared_events} of {} events were compared; not hit this time: {unhit:?}; never hit yet: {UNHIT:?}",
+        events.len()
+    );
+    println!("not covered by the catalogue on this kernel: {uncovered:?}");
+    println!("states of sched_switch that were compared: {states:?}");
+    for (name, problems) in &problems {
+        println!("{name}: {} differ:", problems.len());
+        for problem in problems.iter().take(5) {
+            println!("    {problem}");
+        }
+    }
+    assert!(problems.is_empty(), "{:?}", problems.keys());
+    assert!(compared_events >= LEAST_EVENTS, "only {compared_events} events");
+    Ok(())
+}
