@@ -3,7 +3,7 @@
 //! In: an architecture and a name. Out: the value, or nothing. The steps of a look-up (user API, then errno, then
 //! signals) are the caller's, see `resolve/names.rs`; here each step is one function.
 //!
-//! The tables hold the values of x86-64, which for all names but those of [`AARCH64`] are those of every 64-bit
+//! The tables hold the values of x86-64, which for all names but those of `AARCH64` are those of every 64-bit
 //! architecture that uses `asm-generic`.
 //!
 //! INVARIANT: every table is sorted by name and no name is in two of them (a test proves both).

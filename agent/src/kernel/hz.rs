@@ -14,7 +14,7 @@ const CHOICES: [u64; 10] = [24, 48, 100, 128, 200, 250, 256, 300, 1000, 1024];
 /// for 256, which no common machine has.
 const BETWEEN: Duration = Duration::from_millis(150);
 
-/// HZ of the running kernel. May take [`BETWEEN`].
+/// HZ of the running kernel. May take `BETWEEN`.
 #[must_use]
 pub fn of_this_kernel() -> Option<u64> {
     let release = rustix::system::uname();

@@ -1,6 +1,6 @@
 //! Plans → the instructions of one event's program.
 //!
-//! In: for one event, each pack's wish (an [`EventPlan`]). Out: a [`Code`] that does, for each pack in turn, what
+//! In: for one event, each pack's wish (an `EventPlan`). Out: a `Code` that does, for each pack in turn, what
 //! the language page calls *record, decide, act*, on one reading of the pack's state and of the clock.
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //!
 //! **Registers.** R6 the context; R7 the state that this hit goes by; R8 its time, 0 while the clock was not read;
 //! R9 the record, or whatever a stage says; R1 to R5 and R0 hold nothing across a call of a method here unless it
-//! says so. The stack's slots are named in [`slot`].
+//! says so. The stack's slots are named in `slot`.
 
 mod act;
 mod condition;
