@@ -45,7 +45,7 @@ const MOST_SETS: usize = 40;
 const MOST_BUFFERS: usize = 8;
 /// Rules of a pack.
 const MOST_RULES: usize = 1024;
-/// Errors and warnings that are shown.
+/// Errors that are shown, and warnings.
 const MOST_SHOWN: usize = 100;
 /// Members and triggers of a pack, one for each event of a glob.
 const MOST_USES: usize = 1 << 16;
@@ -125,7 +125,13 @@ impl Sink {
         if self.is_full() || !self.seen.insert((diagnostic.code, place)) {
             return;
         }
-        if self.list.len() == MOST_SHOWN {
+        // A pack with many warnings is a good pack: what is over is not worth an error.
+        let alike = |d: &&Diagnostic| d.severity == diagnostic.severity;
+        let shown = self.list.iter().filter(alike).count();
+        if shown == MOST_SHOWN && diagnostic.severity == Severity::Warning {
+            return;
+        }
+        if shown == MOST_SHOWN {
             let message = format!("more than {MOST_SHOWN} mistakes in this pack: the rest is not shown");
             self.list.push(Diagnostic::error("E406", place, message));
             return;
@@ -135,7 +141,8 @@ impl Sink {
 
     /// Whether nothing more is shown.
     fn is_full(&self) -> bool {
-        self.list.len() > MOST_SHOWN
+        let error = |d: &&Diagnostic| d.severity == Severity::Error;
+        self.list.iter().filter(error).count() > MOST_SHOWN
     }
 
     fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {

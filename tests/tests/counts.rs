@@ -97,8 +97,9 @@ fn a_million_on_each_cpu_in_buffers_that_hold_them() {
     );
     let loaded = lab.load(&rules).unwrap();
     let of: Vec<(usize, u8)> = workers.iter().map(|(cpu, tag, _)| (*cpu, *tag)).collect();
-    // The kernel's own tracer beside us, on the same events.
-    let ftrace = Instance::new(&lab, "task", "task_rename", "newcomm ~ \"lkt*\"").unwrap();
+    // The kernel's own tracer beside us, on the same events of the same processes.
+    let ours = pids(&workers).replace(", ", " || pid == ");
+    let ftrace = Instance::new(&lab, "task", "task_rename", &format!("pid == {ours}")).unwrap();
     loaded.start();
     finish(workers);
     loaded.stop().unwrap();
