@@ -285,18 +285,18 @@ impl Session {
         let now_ns = boot_now_ns();
         self.names.look_now_and_then();
         for pack in 0..self.packs.len() {
-            if now_ns >= self.loaded.switch_until(pack) {
-                // As the programs do it at a hit; where no hit comes, it is for us to do.
-                self.loaded.change_state(pack, |word| {
-                    let current = state::current(word);
-                    if current == 0 || state::is_kept(word, 0) {
-                        return None;
-                    }
-                    let kept = word | 1 << state::KEPT_SHIFT << current;
-                    Some(kept & !(7 << state::CURRENT_SHIFT))
-                });
-            }
+            // As the programs do it at a hit; where no hit comes, it is for us to do.
+            self.loaded.change_state(pack, |word| {
+                let current = state::current(word);
+                // The end is read after the word: where a firing moves it now, the word is not the same any more.
+                if current == 0 || state::is_kept(word, 0) || now_ns < self.loaded.switch_until(pack) {
+                    return None;
+                }
+                let kept = word | 1 << state::KEPT_SHIFT << current;
+                Some(kept & !(7 << state::CURRENT_SHIFT))
+            });
         }
+        self.drain(out)?;
         self.save_kept(out)?;
         for pack in 0..self.packs.len() {
             self.save_due(pack, now_ns);
