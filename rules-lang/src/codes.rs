@@ -76,6 +76,7 @@ pub const NAMES: &[Code] = &[
     code("E114", "a value that cannot be read on this kernel"),
     code("E115", "a param that is used before it is defined"),
     code("E116", "a part of something that has no parts"),
+    code("E117", "an event that the kernel lets no program attach to"),
 ];
 
 /// E2xx: values that do not fit what is done with them.

@@ -227,7 +227,17 @@ fn devices() -> Vec<Event> {
         vec![("vec", "unsigned int", Type::U32, at(8), through(0, &[]))],
         &[("vec_nr", "unsigned int")],
     );
+    let vector = |name: &str| {
+        in_interrupt(event(
+            "irq_vectors",
+            name,
+            vec![("vector", "int", Type::I32, at(8), None)],
+            &[("vector", "int")],
+        ))
+    };
     vec![
+        vector("irq_work_entry"),
+        vector("irq_work_exit"),
         request(
             "block_rq_issue",
             ("bytes", "unsigned int", Type::U32, at(28), None),
@@ -417,6 +427,10 @@ impl Schema for Fixture {
             .iter()
             .map(|event| (event.system.as_str(), event.name.as_str()))
             .collect()
+    }
+
+    fn unattachable(&self, system: &str, name: &str) -> Option<&str> {
+        ((system, name) == ("irq_vectors", "irq_work_exit")).then_some("perf itself works by such interrupts")
     }
 
     fn event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
