@@ -168,11 +168,23 @@ pub fn main() -> ExitCode {
             }
             None if is_broken_pipe(&error) => ExitCode::SUCCESS,
             None => {
-                eprintln!("error: {error:#}");
+                eprintln!("error: {}", chain(&error));
                 ExitCode::from(1)
             }
         },
     }
+}
+
+/// The error and its causes, each said once: some speak of their cause themselves.
+fn chain(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |said, cause| match said.is_empty() {
+            true => cause,
+            false if said.contains(&cause) => said,
+            false => format!("{said}: {cause}"),
+        })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -48,7 +48,7 @@ pub enum LoadError {
         error: io::Error,
     },
     /// The kernel refused a program.
-    #[error("the kernel refuses the program for `{}:{}`: {error}", attach.system, attach.name)]
+    #[error("the kernel refuses the program for `{}:{}`: {}", attach.system, attach.name, refusal(error))]
     Program {
         /// Of which event.
         attach: Box<Attach>,
@@ -74,6 +74,33 @@ pub enum LoadError {
     /// What waits for running programs could not be made.
     #[error("cannot make what waits for running programs: {0}")]
     Grace(io::Error),
+}
+
+/// What the kernel said, without the thousands of lines that led to it.
+fn refusal(error: &ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return error.to_string();
+    };
+    if io_error.raw_os_error() == Some(libc::E2BIG) {
+        return "it is too complex for the verifier: let fewer rules, sets or packs name this event, or a glob that \
+                matches fewer system calls"
+            .to_owned();
+    }
+    let log = verifier_log.to_string();
+    let tail: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .rev()
+        .take(4)
+        .collect();
+    format!(
+        "{io_error}\n{}",
+        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+    )
 }
 
 /// What is needed beside the plans.
