@@ -112,6 +112,11 @@ pub const LIMITS: &[Code] = &[
     code("E309", "a `max` or `sample` of none or of too many"),
     code("E310", "a text of more than 255 bytes"),
     code("E311", "a pack that names events more than 65,536 times"),
+    code(
+        "E312",
+        "sets that record one event with too many different lists of columns",
+    ),
+    code("E313", "an expression that is nested too deep for a program"),
 ];
 
 /// E4xx: things that do not go together, or not yet.

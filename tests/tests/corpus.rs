@@ -7,6 +7,7 @@
 //! is expected. To add one, add a folder, a function and a row.
 
 mod corpus {
+    pub(crate) mod build;
     pub(crate) mod case;
     pub(crate) mod check;
     pub(crate) mod parse;
@@ -50,6 +51,11 @@ const KINDS: &[Kind] = &[
         folder: "check/fail",
         ending: "stderr",
         run: corpus::check::fail,
+    },
+    Kind {
+        folder: "build/fail",
+        ending: "stderr",
+        run: corpus::build::fail,
     },
 ];
 

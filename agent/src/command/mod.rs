@@ -53,31 +53,32 @@ pub fn schema() -> anyhow::Result<KernelSchema> {
     })
 }
 
-/// What the code generator could not do, as a diagnostic at its place where it has one.
-pub(crate) fn build_failed(error: BuildError, compiled: &[Compiled]) -> anyhow::Error {
-    let span = match &error.error {
-        LowerError::TooLarge { span, .. }
-        | LowerError::TooManyLists { span, .. }
-        | LowerError::TwoKinds { span, .. }
-        | LowerError::TooDeep { span } => *span,
-        LowerError::Asm(_) | LowerError::TooManyLayouts | LowerError::TooManyMaps { .. } => {
-            return Failed::Input(error.error.to_string()).into();
+/// What the code generator could not do, as a diagnostic at its place; `None` where it has no place.
+#[must_use]
+pub fn build_diagnostic(error: &LowerError) -> Option<Diagnostic> {
+    let (code, span, help) = match error {
+        LowerError::TooLarge { span, .. } => ("E305", span, "say with `record` which fields you need"),
+        LowerError::TooManyLists { span, .. } => {
+            ("E312", span, "let the sets of the pack `record` the same columns")
         }
+        LowerError::TwoKinds { span, .. } => (
+            "E402",
+            span,
+            "`record` only the columns that you need, or leave `args.` out",
+        ),
+        LowerError::TooDeep { span } => ("E313", span, "split it over several members or rules"),
+        LowerError::Asm(_) | LowerError::TooManyLayouts | LowerError::TooManyMaps { .. } => return None,
     };
-    let help = match &error.error {
-        LowerError::TooLarge { .. } => "say with `record` which fields you need",
-        LowerError::TooManyLists { .. } => "let the sets of the pack `record` the same columns",
-        LowerError::TwoKinds { .. } => "`record` only the columns that you need, or leave `args.` out",
-        _ => "split it over several members or rules",
-    };
-    let code = match &error.error {
-        LowerError::TooLarge { .. } => "E390",
-        LowerError::TooManyLists { .. } => "E391",
-        LowerError::TwoKinds { .. } => "E392",
-        _ => "E393",
+    Some(Diagnostic::error(code, *span, error.to_string()).help(help))
+}
+
+/// What the code generator could not do, worded for people.
+pub(crate) fn build_failed(error: BuildError, compiled: &[Compiled]) -> anyhow::Error {
+    let Some(diagnostic) = build_diagnostic(&error.error) else {
+        return Failed::Input(error.error.to_string()).into();
     };
     let mut diagnostics = Diagnostics::default();
-    diagnostics.push(Diagnostic::error(code, span, error.error.to_string()).help(help));
+    diagnostics.push(diagnostic);
     let sources = compiled
         .get(error.pack)
         .map_or(&[][..], |pack| &pack.pack.sources);
