@@ -77,15 +77,10 @@ impl Lab {
     /// What the compiler or the kernel says.
     pub fn load(&self, rules: &str) -> anyhow::Result<Loaded> {
         let plan = self.plan(rules)?;
-        let root = self.schema.tracefs().root().to_owned();
-        let tracepoint_id = |system: &str, name: &str| -> std::io::Result<u64> {
-            let text = std::fs::read_to_string(root.join("events").join(system).join(name).join("id"))?;
-            text.trim().parse().map_err(std::io::Error::other)
-        };
         let env = Environment {
             features: generator_features(&self.schema)?,
             btf: Some(&self.btf),
-            tracepoint_id: &tracepoint_id,
+            tracefs: self.schema.tracefs(),
             uuid: [7; 16],
         };
         Ok(load(&[plan], &env)?)

@@ -5,14 +5,13 @@
 //! where a test fails.
 
 use std::collections::HashMap;
-use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use lkst::kernel::load::{Environment, LoadError, Loaded};
 use lkst::kernel::schema::KernelSchema;
+use lkst::kernel::tracefs::Tracefs;
 use lkst::trace::decode::{Classes, EventClass, Value as Decoded, u32_at};
 use lkst::trace::raw;
 use lkst_probes::features::Features;
@@ -27,7 +26,7 @@ use lkst_rules::{Options, Pack, compile};
 pub struct Machine {
     features: Features,
     btf: aya::Btf,
-    tracefs: PathBuf,
+    tracefs: Tracefs,
 }
 
 impl Machine {
@@ -39,7 +38,7 @@ impl Machine {
         Ok(Machine {
             features: lkst::command::run::generator_features(schema)?,
             btf: aya::Btf::from_sys_fs()?,
-            tracefs: schema.tracefs().root().to_owned(),
+            tracefs: Tracefs::at(schema.tracefs().root()),
         })
     }
 
@@ -48,17 +47,10 @@ impl Machine {
     /// # Errors
     /// As [`lkst::kernel::load::load`].
     pub fn load(&self, plans: &[Arc<Plan>]) -> Result<Loaded, LoadError> {
-        let tracepoint_id = |system: &str, name: &str| -> io::Result<u64> {
-            let path = self.tracefs.join("events").join(system).join(name).join("id");
-            std::fs::read_to_string(path)?
-                .trim()
-                .parse()
-                .map_err(io::Error::other)
-        };
         let env = Environment {
             features: self.features.clone(),
             btf: Some(&self.btf),
-            tracepoint_id: &tracepoint_id,
+            tracefs: &self.tracefs,
             uuid: [0x7e; 16],
         };
         lkst::kernel::load::load(plans, &env)

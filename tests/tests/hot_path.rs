@@ -9,48 +9,10 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::process::Command;
-use std::sync::Arc;
 
-use lkst::command::run::generator_features;
-use lkst::kernel::load::{Environment, Loaded, load};
-use lkst::kernel::schema::KernelSchema;
-use lkst_rules::source::Source;
-use lkst_rules::{Options, Pack, compile};
 use lkst_tests::kernel_schema;
-
-/// Compiles, loads and attaches rules; nothing is started.
-fn loaded(schema: &KernelSchema, rules: &str) -> anyhow::Result<Loaded> {
-    let sources = vec![Source {
-        name: "hot_path.lkst".to_owned(),
-        text: rules.to_owned(),
-    }];
-    let pack = Pack {
-        name: "hot_path".to_owned(),
-        sources,
-    };
-    let (plan, diagnostics) = compile(&pack, &Options::default(), schema);
-    let plan = plan.ok_or_else(|| anyhow::anyhow!("{diagnostics:?}"))?;
-    let btf = aya_btf()?;
-    let root = schema.tracefs().root().to_owned();
-    let tracepoint_id = |system: &str, name: &str| -> io::Result<u64> {
-        let text = std::fs::read_to_string(root.join("events").join(system).join(name).join("id"))?;
-        text.trim().parse().map_err(io::Error::other)
-    };
-    let features = generator_features(schema)?;
-    let env = Environment {
-        features,
-        btf: Some(&btf),
-        tracepoint_id: &tracepoint_id,
-        uuid: [1; 16],
-    };
-    Ok(load(&[Arc::new(plan)], &env)?)
-}
-
-fn aya_btf() -> anyhow::Result<aya::Btf> {
-    Ok(aya::Btf::from_sys_fs()?)
-}
+use lkst_tests::live::{Machine, plan};
 
 /// The kernel's listing of a program: slot → instruction.
 fn xlated(id: u32) -> anyhow::Result<BTreeMap<i64, String>> {
@@ -128,7 +90,7 @@ fn program(test: &str, rules: &str) -> anyhow::Result<Option<Program>> {
     if !lkst_tests::bpftool(test)? {
         return Ok(None);
     }
-    let loaded = loaded(&schema, rules)?;
+    let loaded = Machine::of(&schema)?.load(&[plan("hot_path", rules, &schema)?])?;
     let id = loaded
         .program_id(0)
         .ok_or_else(|| anyhow::anyhow!("no program"))?;

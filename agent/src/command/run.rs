@@ -65,15 +65,10 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         .then(aya::Btf::from_sys_fs)
         .transpose()
         .context("cannot read the kernel's types")?;
-    let root = schema.tracefs().root().to_owned();
-    let tracepoint_id = |system: &str, name: &str| -> io::Result<u64> {
-        let text = std::fs::read_to_string(root.join("events").join(system).join(name).join("id"))?;
-        text.trim().parse().map_err(io::Error::other)
-    };
     let env = Environment {
         features: generator_features(&schema)?,
         btf: btf.as_ref(),
-        tracepoint_id: &tracepoint_id,
+        tracefs: schema.tracefs(),
         uuid: host.uuid,
     };
     let mut loaded = load(&plans, &env).map_err(|error| load_failed(error, &compiled))?;

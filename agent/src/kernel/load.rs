@@ -24,6 +24,7 @@ use lkst_rules::plan::Plan;
 use super::link::{ClassicLink, Grace, attach_classic};
 use super::memory::Mapping;
 use super::ring::Rings;
+use super::tracefs::Tracefs;
 
 /// Why nothing is traced.
 #[derive(Debug, thiserror::Error)]
@@ -109,8 +110,8 @@ pub struct Environment<'e> {
     pub features: Features,
     /// The kernel's types, as aya needs them to load typed programs; `None` where there are none.
     pub btf: Option<&'e Btf>,
-    /// The number of a tracepoint, by its system and name.
-    pub tracepoint_id: &'e dyn Fn(&str, &str) -> io::Result<u64>,
+    /// Where the tracepoints' numbers are.
+    pub tracefs: &'e Tracefs,
     /// Identifies this session in every page.
     pub uuid: [u8; 16],
 }
@@ -415,7 +416,7 @@ impl LoadedProgram {
             // The link stays with the program, and goes with it.
             typed.attach().map(drop).map_err(|e| fail(e.to_string()))
         } else {
-            let id = (env.tracepoint_id)(&self.attach.system, &self.attach.name);
+            let id = env.tracefs.id(&self.attach.system, &self.attach.name);
             let id = id.map_err(|e| fail(e.to_string()))?;
             let program = program_fd(&self.dispatcher, &self.attach)?;
             self.classic = Some(attach_classic(program.as_fd(), id).map_err(|e| fail(e.to_string()))?);

@@ -124,7 +124,23 @@ impl Tracefs {
     /// # Errors
     /// [`TracefsError::Read`], also where a name is no single folder's name.
     pub fn format(&self, system: &str, name: &str) -> Result<String, TracefsError> {
-        let path = self.root.join("events").join(system).join(name).join("format");
+        self.file_of(system, name, "format")
+    }
+
+    /// The number of an event's tracepoint, which attaching a classic program asks for.
+    ///
+    /// # Errors
+    /// As [`Tracefs::format`].
+    pub fn id(&self, system: &str, name: &str) -> Result<u64, TracefsError> {
+        let text = self.file_of(system, name, "id")?;
+        text.trim().parse().map_err(|error| TracefsError::Read {
+            path: self.root.join("events").join(system).join(name).join("id"),
+            source: io::Error::new(io::ErrorKind::InvalidData, error),
+        })
+    }
+
+    fn file_of(&self, system: &str, name: &str, file: &str) -> Result<String, TracefsError> {
+        let path = self.root.join("events").join(system).join(name).join(file);
         if [system, name]
             .iter()
             .any(|part| part.is_empty() || part.contains('/') || part.starts_with('.'))
