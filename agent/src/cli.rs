@@ -31,7 +31,7 @@ enum Command {
     /// Trace now, in the foreground: firings as they come, the trace at the end
     #[command(after_help = "Examples:
   lkst run examples/rules/processes.lkst              until Ctrl-C
-  lkst run --for 10s -o /tmp/t examples/rules/faults.lkst
+  lkst run --for 10s -o /tmp/t examples/rules/failing_syscalls.lkst
   lkst run examples/rules/command_io.lkst -- make     until the command ends")]
     Run {
         /// A rule file, the folder of a pack, or a folder of packs
@@ -44,7 +44,8 @@ enum Command {
         duration: Option<Duration>,
         #[command(flatten)]
         params: Params,
-        /// Ends when this command does; `task.traced` is true for it and for what it starts
+        /// Ends when this command does; `task.traced` is true for it and for what it starts. Where the trace ends
+        /// first the command gets SIGTERM, and SIGKILL two seconds later; what it started is left alone
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },

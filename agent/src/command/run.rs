@@ -48,6 +48,9 @@ pub struct RunOptions {
 /// How often we look at what no notice announces.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long COMMAND has to end when it is asked to.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// Traces as the options say.
 ///
 /// # Errors
@@ -89,6 +92,13 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let mut session = Session::new(loaded, host, output.clone());
     let mut out = io::stdout();
     let ended = runtime.block_on(trace(&mut session, options, &mut out));
+    if let Err(error) = &ended
+        && error.is::<Failed>()
+    {
+        // COMMAND could not be started: there is nothing to save. The folder goes too, unless it held something.
+        let _ = std::fs::remove_dir(&output);
+        return ended.map(drop);
+    }
     // Also where something went wrong meanwhile: what was recorded is saved.
     let folders = session.finish(&mut out)?;
     session.summary(&mut out)?;
@@ -217,9 +227,7 @@ async fn trace(
     if ended.is_none()
         && let Some(child) = &mut child
     {
-        // COMMAND is ours: it does not outlive the trace that was made of it.
-        let _ = child.start_kill();
-        return Ok(Some(child.wait().await?));
+        return Ok(Some(end_command(child).await?));
     }
     Ok(ended)
 }
@@ -237,6 +245,24 @@ fn spawn(session: &mut Session, command: &[OsString]) -> anyhow::Result<Option<C
     let child =
         child.map_err(|error| Failed::Input(format!("cannot start {}: {error}", program.display())))?;
     Ok(Some(child))
+}
+
+/// COMMAND does not outlive the trace that was made of it: it is asked to end, as perf asks, then made to.
+async fn end_command(child: &mut Child) -> io::Result<ExitStatus> {
+    let pid = child
+        .id()
+        .and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
+    if let Some(pid) = pid {
+        // It may have ended by itself just now; then there is nobody to ask.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    match tokio::time::timeout(GRACE, child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            child.start_kill()?;
+            child.wait().await
+        }
+    }
 }
 
 async fn wait(child: &mut Option<Child>) -> io::Result<ExitStatus> {

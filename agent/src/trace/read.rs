@@ -208,10 +208,13 @@ impl Traces {
         };
         let trace = self.traces.len();
         let uuid = metadata.uuid;
-        for path in stream_files(&folder)? {
+        let files = stream_files(&folder)?;
+        self.problems
+            .extend(missing_streams(&folder, incident.as_ref(), &files));
+        for path in files {
             let index = self.streams.len();
             match Stream::open(index, trace, path, &uuid) {
-                Ok(stream) => self.streams.extend(stream),
+                Ok(stream) => self.streams.push(stream),
                 Err(problem) => self.problems.push(problem),
             }
         }
@@ -311,13 +314,29 @@ fn stream_files(folder: &Path) -> Result<Vec<PathBuf>, ReadError> {
     Ok(files)
 }
 
+/// The stream files that the incident speaks of and that are not there.
+fn missing_streams(folder: &Path, incident: Option<&Incident>, files: &[PathBuf]) -> Vec<ReadError> {
+    let named = incident.into_iter().flat_map(|incident| &incident.streams);
+    let named = named
+        .filter_map(|stream| stream.file.as_ref())
+        .map(|file| folder.join(file));
+    named
+        .filter(|path| !files.contains(path))
+        .map(|path| ReadError::File {
+            path,
+            what: "is missing: its records are not shown".to_owned(),
+        })
+        .collect()
+}
+
 impl Stream {
-    /// Reads the head of a stream file; `None` for an empty file.
-    fn open(index: usize, trace: usize, path: PathBuf, uuid: &[u8; 16]) -> Result<Option<Stream>, ReadError> {
+    /// Reads the head of a stream file. A ring without records has no file, so an empty file has lost some.
+    fn open(index: usize, trace: usize, path: PathBuf, uuid: &[u8; 16]) -> Result<Stream, ReadError> {
         let file = File::open(&path).map_err(ReadError::io(&path))?;
         let bytes = file.metadata().map_err(ReadError::io(&path))?.len();
         if bytes == 0 {
-            return Ok(None);
+            let missing = page::HEADER_BYTES as u64;
+            return Err(ReadError::Truncated { path, at: 0, missing });
         }
         let mut head = [0; page::HEADER_BYTES];
         let taken = usize::try_from(bytes).unwrap_or(head.len()).min(head.len());
@@ -329,7 +348,7 @@ impl Stream {
             .rsplit_once('_')
             .map_or(&*stem, |(buffer, _)| buffer)
             .to_owned();
-        Ok(Some(Stream {
+        Ok(Stream {
             index,
             trace,
             buffer,
@@ -338,6 +357,6 @@ impl Stream {
             bytes,
             begin: packet.begin,
             path,
-        }))
+        })
     }
 }
