@@ -21,8 +21,10 @@ use crate::kernel::load::Loaded;
 use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
 use crate::trace::incident::{Counts, Incident};
 use crate::trace::metadata::TraceInfo;
+use crate::trace::raw;
 use crate::trace::seal::{self, SaveError};
 use names::Names;
+pub(crate) use summary::counted;
 
 /// What identifies the host and the session in every trace.
 #[derive(Debug, Clone)]
@@ -110,6 +112,8 @@ struct PackState {
     failed_at_ns: Option<u64>,
     /// Records that left the rings for a trace, by event: what was not overwritten.
     kept: BTreeMap<String, u64>,
+    /// Records that were in the rings at the end and could not be saved, by event.
+    unsaved: BTreeMap<String, u64>,
     /// Folders that were written.
     saved: Vec<PathBuf>,
 }
@@ -164,6 +168,7 @@ impl Session {
                 pending: None,
                 failed_at_ns: None,
                 kept: BTreeMap::new(),
+                unsaved: BTreeMap::new(),
                 saved: Vec::new(),
             })
             .collect();
@@ -427,6 +432,23 @@ impl Session {
         }
     }
 
+    /// What is in a pack's rings and was not saved: neither kept nor overwritten.
+    fn count_unsaved(&mut self, number: usize) {
+        let (Some(pack), Some(rings)) = (self.packs.get_mut(number), self.loaded.rings.get(number)) else {
+            return;
+        };
+        for rings in rings {
+            for cpu in 0..rings.cpus() {
+                let copy = rings.copy(cpu, false);
+                for found in raw::records(&copy, &pack.classes).records {
+                    if let Some(class) = pack.classes.get(found.id) {
+                        *pack.unsaved.entry(class.layout.name.clone()).or_default() += 1;
+                    }
+                }
+            }
+        }
+    }
+
     /// Writes a trace of some of a pack's buffers; returns how many records of each event are in it.
     fn write(
         &mut self,
@@ -509,8 +531,8 @@ impl Session {
             self.troubles
                 .push(format!("cannot wait for running programs: {error}"));
         }
-        self.notices(out)?;
-        self.tick(out)?;
+        // Whoever read what we say may have gone; that is no reason to lose what was recorded.
+        let told = self.notices(out).and_then(|()| self.tick(out));
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         for number in 0..self.packs.len() {
             let Some(pack) = self.packs.get(number) else {
@@ -524,9 +546,13 @@ impl Session {
             };
             match self.write(number, &buffers, false, &folder, about) {
                 Ok(kept) => self.count_kept(number, kept),
-                Err(error) => self.troubles.push(error.to_string()),
+                Err(error) => {
+                    self.troubles.push(error.to_string());
+                    self.count_unsaved(number);
+                }
             }
         }
+        told?;
         Ok(self.packs.iter().flat_map(|pack| pack.saved.clone()).collect())
     }
 }

@@ -8,6 +8,7 @@ use lkst_rules::schema::Schema;
 
 use super::Failed;
 use crate::compile::compile_path;
+use crate::session::counted;
 
 /// What `lkst check` was asked for.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let mut good = true;
     let mut arrays = Vec::new();
-    let (mut packs, mut warnings) = (0, 0);
+    let (mut packs, mut warnings) = (0_u64, 0_u64);
     for path in &options.paths {
         let compiled = match compile_path(path, &options.params, schema) {
             Ok(compiled) => compiled,
@@ -47,7 +48,7 @@ pub fn run(
         for pack in compiled {
             packs += 1;
             good &= pack.plan.is_some();
-            warnings += pack.diagnostics.list.len();
+            warnings += pack.diagnostics.list.len() as u64;
             if options.json {
                 arrays.push(pack.json());
             } else {
@@ -66,13 +67,8 @@ pub fn run(
         return Err(Failed::Said.into());
     }
     if !options.json {
-        let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-        writeln!(
-            out,
-            "{}: good, {}",
-            plural(packs, "pack"),
-            plural(warnings, "warning")
-        )?;
+        let (packs, warnings) = (counted(packs, "pack"), counted(warnings, "warning"));
+        writeln!(out, "{packs}: good, {warnings}")?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ use super::{Failed, load_failed};
 use crate::compile::{Compiled, compile_path};
 use crate::kernel::load::{Environment, Loaded, load};
 use crate::kernel::{cpus, features};
-use crate::session::{Host, Session};
+use crate::session::{Host, Session, counted};
 
 /// What `lkst run` was asked for.
 #[derive(Debug)]
@@ -179,8 +179,10 @@ fn say_what_is_traced(loaded: &Loaded) {
         .map(|pack| pack.plan.pack.as_str())
         .collect();
     eprintln!(
-        "lkst: tracing {} ({events} events, {rules} rules); Ctrl-C ends",
-        names.join(", ")
+        "lkst: tracing {} ({}, {}); Ctrl-C ends",
+        names.join(", "),
+        counted(events as u64, "event"),
+        counted(rules as u64, "rule"),
     );
 }
 

@@ -1,5 +1,6 @@
 //! What a session recorded and what it did not, as a table.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::Session;
@@ -18,7 +19,7 @@ impl Session {
                 "{:>12} {:>12} {:>9} {:>9} {:>10} {:>9}  event",
                 "recorded", "overwritten", "capped", "lost", "unreadable", "skipped"
             )?;
-            let mut quiet = 0;
+            let mut quiet = 0_u64;
             for event in &image.events {
                 let mut sum = EventCounts::default();
                 for cpu in 0..self.loaded.cpus() {
@@ -40,12 +41,13 @@ impl Session {
                     (false, Some(number)) => format!(">= {number}"),
                     (false, None) => "unknown".to_owned(),
                 };
-                let in_traces = pack.kept.get(&event.name).copied().unwrap_or(0);
+                let of = |counts: &BTreeMap<String, u64>| counts.get(&event.name).copied().unwrap_or(0);
+                let still_there = of(&pack.kept) + of(&pack.unsaved);
                 writeln!(
                     out,
                     "{:>12} {:>12} {:>9} {:>9} {:>10} {:>9}  {}",
                     sum.recorded,
-                    sum.recorded.saturating_sub(in_traces),
+                    sum.recorded.saturating_sub(still_there),
                     sum.capped,
                     sum.lost,
                     sum.unreadable,
@@ -54,24 +56,46 @@ impl Session {
                 )?;
             }
             if quiet > 0 {
-                let events = if quiet == 1 { "event" } else { "events" };
-                writeln!(out, "{:>12} {quiet} more {events} with nothing to say", "")?;
+                writeln!(
+                    out,
+                    "{:>12} {} with nothing to say",
+                    "",
+                    counted(quiet, "more event")
+                )?;
+            }
+            let unsaved: u64 = pack.unsaved.values().sum();
+            if unsaved > 0 {
+                writeln!(
+                    out,
+                    "{:>12} {} could not be saved",
+                    "",
+                    counted(unsaved, "record")
+                )?;
             }
             for (rule, counters) in image.plan.rules.iter().zip(&image.rule_counters) {
                 let counts = self.loaded.rule_counts(*counters);
-                write!(out, "{:>12} firings of {}", counts.fired, rule.name)?;
-                for (number, what) in [
-                    (counts.limited, "held back by its limit"),
-                    (counts.refused, "switches refused"),
-                    (counts.given_up, "given up"),
-                ] {
-                    if number > 0 {
-                        write!(out, ", {number} {what}")?;
-                    }
+                let firings = if counts.fired == 1 { "firing" } else { "firings" };
+                write!(out, "{:>12} {firings} of {}", counts.fired, rule.name)?;
+                if counts.limited > 0 {
+                    write!(out, ", {} held back by its limit", counts.limited)?;
+                }
+                if counts.refused > 0 {
+                    write!(out, ", {} of a switch refused", counts.refused)?;
+                }
+                if counts.given_up > 0 {
+                    write!(out, ", {} given up", counts.given_up)?;
                 }
                 writeln!(out)?;
             }
         }
         Ok(())
+    }
+}
+
+/// `1 event`, `2 events`.
+pub(crate) fn counted(number: impl Into<u64>, what: &str) -> String {
+    match number.into() {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
     }
 }

@@ -154,7 +154,7 @@ fn from_host(
         if let Some(first) = wrong.list.first().or(typer.found.first()) {
             error = error.help(first.message.clone());
         }
-        diagnostics.push(error.help("write it as in a rule file: `250ms`, `0x10`, `\"text\"`"));
+        diagnostics.push(error.help("write it as in a rule file: `250ms`, `0x10`, `\"text\"`; a shell wants quotes around text with its quotes"));
         return None;
     };
     let value = value?;

@@ -156,6 +156,9 @@ impl Typer<'_> {
         if matches!(name, "task" | "event" | "args" | "hit" | "param") {
             error = error.help(format!("`{name}` stands before a dot: `{name}.…`"));
         }
+        if matches!(name, "pid" | "tid" | "comm" | "uid" | "gid" | "ppid") {
+            error = error.help(format!("of the task that the event ran in it is `task.{name}`"));
+        }
         let symbols: Vec<String> = self
             .beside
             .iter()
