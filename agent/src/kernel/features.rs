@@ -59,6 +59,10 @@ pub fn probe() -> Result<Features, Vec<Missing>> {
     missing.extend(architecture());
     missing.extend(capabilities());
     missing.extend(lockdown());
+    missing.extend(realtime(
+        &fs::read_to_string("/sys/kernel/realtime").unwrap_or_default(),
+        &rustix::system::uname().version().to_string_lossy(),
+    ));
     let btf = fs::read(BTF_PATH).ok().and_then(|bytes| Btf::parse(bytes).ok());
     if btf.is_none() {
         missing.push(Missing::new(
@@ -83,15 +87,13 @@ pub fn probe() -> Result<Features, Vec<Missing>> {
 }
 
 fn architecture() -> Option<Missing> {
-    let supported = cfg!(all(
-        any(target_arch = "x86_64", target_arch = "aarch64"),
-        target_endian = "little"
-    ));
+    // Where a system call's arguments lie, and in which order a record's stores are seen, is known for x86-64 alone.
+    let supported = cfg!(target_arch = "x86_64");
     (!supported).then(|| {
         Missing::new(
             format!("the architecture {}", std::env::consts::ARCH),
-            "lkst knows the calling conventions of x86-64 and little-endian aarch64",
-            "run it on one of these",
+            "lkst knows the calling convention of x86-64 alone",
+            "run it on an x86-64 machine",
         )
     })
 }
@@ -145,6 +147,18 @@ fn lockdown() -> Option<Missing> {
             "reading kernel memory",
             "kernel lockdown is in its confidentiality mode",
             "boot without `lockdown=confidentiality`",
+        )
+    })
+}
+
+/// With PREEMPT_RT tracepoints run preemptibly, and two writers of one ring on a CPU would no longer be last in, first
+/// out. `/sys/kernel/realtime` is there on patched kernels, the version (`uname -v`) says it on all.
+fn realtime(flag: &str, version: &str) -> Option<Missing> {
+    (flag.trim() == "1" || version.contains("PREEMPT_RT")).then(|| {
+        Missing::new(
+            "a kernel without PREEMPT_RT",
+            "here tracepoints are preemptible, and records in a ring could overlap",
+            "use a kernel with another preemption model",
         )
     })
 }
@@ -259,13 +273,20 @@ fn no_bpf_at_all(refused: &Refused) -> Missing {
 
 #[cfg(test)]
 mod tests {
-    use super::missing_capabilities;
+    use super::{missing_capabilities, realtime};
 
     fn names(status: &str) -> Vec<String> {
         missing_capabilities(status)
             .into_iter()
             .map(|missing| missing.what)
             .collect()
+    }
+
+    #[test]
+    fn real_time_kernels_are_refused() {
+        assert!(realtime("", "#1 SMP PREEMPT_DYNAMIC Sun Nov 22 2026").is_none());
+        assert!(realtime("", "#1 SMP PREEMPT_RT Debian 6.12.1-1").is_some());
+        assert!(realtime("1\n", "#1 SMP PREEMPT RT").is_some());
     }
 
     #[test]
