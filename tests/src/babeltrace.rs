@@ -151,6 +151,8 @@ fn texts_agree(ours: &[Line], theirs: &[Line]) -> bool {
 
 /// What a line does not say, by event and field as babeltrace2 names it.
 struct Known {
+    /// What babeltrace2 calls each column, by event and columns.
+    names: HashMap<String, HashMap<String, String>>,
     /// Bits of each signed integer that is shown in hexadecimal: babeltrace2 shows its bits, and so no sign.
     signed_in_hex: HashMap<(String, String), u8>,
     /// Texts.
@@ -160,14 +162,24 @@ struct Known {
 impl Known {
     fn of(trace: &Path) -> anyhow::Result<Known> {
         let mut known = Known {
+            names: HashMap::new(),
             signed_in_hex: HashMap::new(),
             texts: HashSet::new(),
         };
         let traces = Traces::open(&[trace])?;
         for class in traces.traces.iter().flat_map(|trace| trace.classes.all()) {
             let layout = &class.event.layout;
-            for column in &layout.columns {
-                let name = (layout.name.clone(), shown_name(&column.name));
+            let shown: Vec<String> = metadata::identifiers(layout).iter().map(shown_name).collect();
+            let key = key_of(
+                &layout.name,
+                layout.columns.iter().map(|column| column.name.as_str()),
+            );
+            let names = layout.columns.iter().map(|column| column.name.clone());
+            known
+                .names
+                .insert(key, names.zip(shown.iter().cloned()).collect());
+            for (column, shown) in layout.columns.iter().zip(shown) {
+                let name = (layout.name.clone(), shown);
                 match column.encoding {
                     Encoding::Int { bits, signed: true }
                     | Encoding::Array {
@@ -193,8 +205,10 @@ impl Known {
         let time = line["time_ns"].as_u64().context("no time")?;
         let event = line["event"].as_str().context("no event")?;
         let fields = line["fields"].as_object().context("no fields")?;
+        let names = self.names.get(&key_of(event, fields.keys().map(String::as_str)));
+        let names = names.context("a record with columns that no layout has")?;
         let fields = fields.iter().map(|(name, value)| {
-            let name = shown_name(name);
+            let name = names.get(name).cloned().unwrap_or_default();
             let value = match self.signed_in_hex.get(&(event.to_owned(), name.clone())) {
                 Some(bits) => without_sign(value, *bits),
                 None => value.clone(),
@@ -224,8 +238,15 @@ impl Known {
 type Parsed = (u64, String, [Value; 3], Map<String, Value>);
 
 /// A field's name as babeltrace2 shows it: the identifier without one leading underscore.
-fn shown_name(name: &str) -> String {
-    metadata::identifier(name)[1..].to_owned()
+fn shown_name(identifiers: &metadata::Identifiers) -> String {
+    identifiers.name[1..].to_owned()
+}
+
+/// An event and its columns, in whatever order they are given.
+fn key_of<'n>(event: &str, columns: impl Iterator<Item = &'n str>) -> String {
+    let mut columns: Vec<&str> = columns.collect();
+    columns.sort_unstable();
+    format!("{event:?}{columns:?}")
 }
 
 fn without_sign(value: &Value, bits: u8) -> Value {

@@ -164,20 +164,42 @@ fn event(out: &mut String, names: &mut Vec<(String, String)>, layout: &RecordLay
             quoted(&layout.name)
         ),
     );
-    let mut taken = HashSet::new();
-    for (index, column) in layout.columns.iter().enumerate() {
-        let plain = identifier(&column.name);
-        let name = unique(plain, &mut taken);
-        if name.strip_prefix('_') != Some(column.name.as_str()) {
+    for (index, (column, identifiers)) in layout.columns.iter().zip(identifiers(layout)).enumerate() {
+        if identifiers.name.strip_prefix('_') != Some(column.name.as_str()) {
             names.push((format!("{NAME_PREFIX}{}_{index}", layout.id), column.name.clone()));
         }
-        field(out, column, &name, &mut taken);
+        field(out, column, &identifiers);
     }
     out.push_str("  };\n};\n");
 }
 
+/// What a column is called in the metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identifiers {
+    /// The field.
+    pub name: String,
+    /// The field that holds its length, where it is a sequence.
+    pub length: Option<String>,
+}
+
+/// The identifiers of a layout's columns, in order: each one once in the layout.
+#[must_use]
+pub fn identifiers(layout: &RecordLayout) -> Vec<Identifiers> {
+    let mut taken = HashSet::new();
+    let mut of_column = |column: &ColumnLayout| {
+        let name = unique(identifier(&column.name), &mut taken);
+        let length = match column.encoding {
+            Encoding::Sequence { .. } => Some(unique(format!("_{name}_length"), &mut taken)),
+            _ => None,
+        };
+        Identifiers { name, length }
+    };
+    layout.columns.iter().map(&mut of_column).collect()
+}
+
 /// One field; a sequence has its length before it.
-fn field(out: &mut String, column: &ColumnLayout, name: &str, taken: &mut HashSet<String>) {
+fn field(out: &mut String, column: &ColumnLayout, identifiers: &Identifiers) {
+    let name = &identifiers.name;
     out.push_str("    ");
     match &column.encoding {
         Encoding::Int { bits, signed } => {
@@ -201,7 +223,7 @@ fn field(out: &mut String, column: &ColumnLayout, name: &str, taken: &mut HashSe
         Encoding::Text { bytes } => put(out, format_args!("text {name}[{bytes}];\n")),
         Encoding::String => put(out, format_args!("string {{ encoding = UTF8; }} {name};\n")),
         Encoding::Sequence { bits, signed } => {
-            let length = unique(format!("_{name}_length"), taken);
+            let length = identifiers.length.as_deref().unwrap_or_default();
             put(out, format_args!("length {length};\n    "));
             integer(out, *bits, *signed, column.hex, 8);
             put(out, format_args!(" {name}[{length}];\n"));
@@ -226,8 +248,7 @@ fn integer(out: &mut String, bits: u8, signed: bool, hex: bool, align: u8) {
 }
 
 /// A column's name as a TSDL identifier. CTF readers drop one underscore at the start; with it no name is a keyword.
-#[must_use]
-pub fn identifier(name: &str) -> String {
+fn identifier(name: &str) -> String {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     std::iter::once('_').chain(name.chars().map(letter)).collect()
 }
