@@ -1,7 +1,7 @@
 //! A traced kernel and what people are told of it: firings as they come, buffers saved when they are kept.
 //!
-//! In: packs that compiled, a folder for traces. Out: lines on the screen, trace folders on disk. Time and input come
-//! from the caller (`command/run.rs`), which calls [`Session::notices`] when there are some and [`Session::tick`]
+//! In: packs that compiled, a folder for traces. Out: firings, trace folders on disk. Time and input come from the
+//! caller (`command/run.rs`, `daemon.rs`), which calls [`Session::notices`] when there are some and [`Session::tick`]
 //! now and then; nothing here waits for anything but the disk and a grace period.
 
 mod message;
@@ -9,19 +9,23 @@ mod names;
 mod summary;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use lkst_probes::arena::Spot;
+use lkst_probes::image::PackImage;
 use lkst_probes::layout::{notice, record, state};
 use lkst_rules::plan::{Action, Plan};
 
-use crate::kernel::load::Loaded;
+use crate::kernel::load::{Environment, LoadError};
+use crate::kernel::loaded::Loaded;
+use crate::kernel::ring::Rings;
 use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
 use crate::trace::incident::{Counts, Incident};
 use crate::trace::metadata::TraceInfo;
-use crate::trace::raw;
+use crate::trace::raw::{self, RawStream};
 use crate::trace::seal::{self, SaveError};
 use names::Names;
 pub(crate) use summary::counted;
@@ -88,6 +92,22 @@ fn nanoseconds(clock: rustix::time::ClockId) -> u64 {
     time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
+/// A rule fired.
+#[derive(Debug)]
+pub struct Firing<'f> {
+    /// When, by the wall clock.
+    pub when: jiff::Zoned,
+    /// The pack.
+    pub pack: &'f str,
+    /// The rule.
+    pub rule: &'f str,
+    /// What it says, without control characters.
+    pub text: &'f str,
+}
+
+/// Whoever is told of firings. An error ends nothing but the telling.
+pub type Tell<'t> = &'t mut dyn FnMut(&Firing<'_>) -> io::Result<()>;
+
 /// The session.
 pub struct Session {
     loaded: Loaded,
@@ -96,14 +116,29 @@ pub struct Session {
     host: Host,
     boot_offset_ns: i64,
     names: Names,
+    /// Buffers that the rules do not have any more and that could not be saved yet.
+    leaving: Vec<Leaving>,
     /// What went wrong with saving; tracing goes on.
     pub troubles: Vec<String>,
 }
 
+/// A buffer of a former generation, and what is needed to write it.
+struct Leaving {
+    pack: PackImage,
+    rings: Rings,
+}
+
 /// What a session knows of a pack beside the kernel.
 struct PackState {
+    /// Its number in notices.
+    index: u16,
     plan: Arc<Plan>,
     classes: Classes<EventClass>,
+    /// Which rule of which plan a `lkst:fired` record is of, by the record's id: of these rules, and of those before,
+    /// whose notices may still come.
+    fired: BTreeMap<u16, (Arc<Plan>, usize)>,
+    /// Of each rule that has fired: when last, by the boot clock, and what it said.
+    last: BTreeMap<String, (u64, String)>,
     /// The folder that what is saved now belongs to.
     incident: Option<OpenIncident>,
     /// The last firing that asked for a switch or a save, until it is known what came of it.
@@ -128,6 +163,37 @@ struct OpenIncident {
 }
 
 impl PackState {
+    fn of(image: &PackImage) -> PackState {
+        let mut pack = PackState {
+            index: image.index,
+            plan: image.plan.clone(),
+            classes: Classes::of_layouts(&[]),
+            fired: BTreeMap::new(),
+            last: BTreeMap::new(),
+            incident: None,
+            pending: None,
+            failed_at_ns: None,
+            kept: BTreeMap::new(),
+            unsaved: BTreeMap::new(),
+            saved: Vec::new(),
+        };
+        pack.become_image(image);
+        pack
+    }
+
+    /// Goes on under other rules.
+    fn become_image(&mut self, image: &PackImage) {
+        // Of the rules before these; what came before them has long been told.
+        self.fired.retain(|_, (plan, _)| Arc::ptr_eq(plan, &self.plan));
+        self.plan = image.plan.clone();
+        self.classes = Classes::of_layouts(&image.layouts);
+        let fired = image
+            .fired
+            .iter()
+            .map(|(id, rule)| (*id, (self.plan.clone(), *rule)));
+        self.fired.extend(fired);
+    }
+
     /// Makes the pending firing an incident, where it is the one of that time (or any, where none is given) and none
     /// is open: a firing while an incident is open belongs to it.
     fn open_pending(&mut self, output: &Path, boot_offset_ns: i64, time_ns: Option<u64>) {
@@ -157,21 +223,7 @@ impl Session {
     /// Takes over what was loaded.
     #[must_use]
     pub fn new(loaded: Loaded, host: Host, output: PathBuf) -> Session {
-        let packs = loaded
-            .image
-            .packs
-            .iter()
-            .map(|pack| PackState {
-                plan: pack.plan.clone(),
-                classes: Classes::of_layouts(&pack.layouts),
-                incident: None,
-                pending: None,
-                failed_at_ns: None,
-                kept: BTreeMap::new(),
-                unsaved: BTreeMap::new(),
-                saved: Vec::new(),
-            })
-            .collect();
+        let packs = loaded.image.packs.iter().map(PackState::of).collect();
         let names = Names::default();
         let boot_offset_ns = boot_offset_ns();
         Session {
@@ -181,6 +233,7 @@ impl Session {
             host,
             boot_offset_ns,
             names,
+            leaving: Vec::new(),
             troubles: Vec::new(),
         }
     }
@@ -196,29 +249,115 @@ impl Session {
         self.loaded.start();
     }
 
-    /// Shows the firings that came, and saves what they keep.
+    /// Tells of the firings that came, and saves what they keep.
     ///
     /// # Errors
-    /// Where `out` cannot be written.
-    pub fn notices(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        self.drain(out)?;
-        self.save_kept(out)
+    /// From `tell`.
+    pub fn notices(&mut self, tell: Tell<'_>) -> io::Result<()> {
+        self.drain(tell)?;
+        self.save_kept(tell)
     }
 
-    fn drain(&mut self, out: &mut dyn Write) -> io::Result<()> {
+    /// Lets other rules take the place of those in force. What the old ones recorded into buffers that are gone or
+    /// changed is saved.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; then the old rules go on, untouched.
+    pub fn reload(
+        &mut self,
+        plans: &[Arc<Plan>],
+        env: &Environment<'_>,
+        tell: Tell<'_>,
+    ) -> Result<usize, LoadError> {
+        let former = self.loaded.reload(plans, env)?;
+        // Of firings before the change: their buffers are still known by their numbers.
+        let told = self.drain(tell);
+        let mut old = std::mem::take(&mut self.packs);
+        for image in &self.loaded.image.packs {
+            let known = old
+                .iter()
+                .position(|pack| pack.index == image.index && !image.fresh);
+            self.packs.push(match known {
+                Some(place) => {
+                    let mut pack = old.swap_remove(place);
+                    pack.become_image(image);
+                    pack
+                }
+                None => PackState::of(image),
+            });
+        }
+        for (place, rings) in former.buffers {
+            if let Some(pack) = former.packs.get(place) {
+                let pack = pack.clone();
+                self.leaving.push(Leaving { pack, rings });
+            }
+        }
+        self.save_leaving();
+        if let Err(error) = told {
+            tracing::warn!(%error, "firings could not be told");
+        }
+        Ok(former.loaded)
+    }
+
+    /// Writes the buffers of former generations, each into a folder of its own.
+    fn save_leaving(&mut self) {
+        for leaving in std::mem::take(&mut self.leaving) {
+            let streams: Vec<RawStream> = (0..leaving.rings.cpus())
+                .map(|cpu| leaving.rings.copy(cpu, false))
+                .collect();
+            if streams.iter().all(|stream| stream.pos <= stream.floor) {
+                continue;
+            }
+            let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
+            let folder = folder_of(&self.output, &leaving.pack.plan.pack, &now, "reload")
+                .join(format!("1-{}", leaving.rings.buffer));
+            let about = Incident {
+                reason: "reload".to_owned(),
+                ..Incident::default()
+            };
+            self.names.look();
+            match self.write_streams(&leaving.pack, streams.into_iter(), &folder, about) {
+                Ok(_) => {
+                    let pack = self
+                        .packs
+                        .iter_mut()
+                        .find(|pack| pack.index == leaving.pack.index);
+                    if let Some(pack) = pack {
+                        pack.saved.push(folder);
+                    }
+                }
+                Err(error) => {
+                    self.trouble(error.to_string());
+                    self.leaving.push(leaving);
+                }
+            }
+        }
+    }
+
+    fn trouble(&mut self, text: String) {
+        if !self.troubles.contains(&text) {
+            self.troubles.push(text);
+        }
+    }
+
+    fn drain(&mut self, tell: Tell<'_>) -> io::Result<()> {
         let mut came = Vec::new();
         while let Some(item) = self.loaded.notices.next() {
             came.push(item.to_vec());
         }
-        came.iter().try_for_each(|bytes| self.notice(bytes, out))
+        came.iter().try_for_each(|bytes| self.notice(bytes, tell))
     }
 
-    fn notice(&mut self, bytes: &[u8], out: &mut dyn Write) -> io::Result<()> {
-        let number = u32_at(bytes, notice::PACK as usize).unwrap_or(u32::MAX) as usize;
+    fn notice(&mut self, bytes: &[u8], tell: Tell<'_>) -> io::Result<()> {
+        let number = u32_at(bytes, notice::PACK as usize).unwrap_or(u32::MAX);
         let record = bytes.get(notice::RECORD as usize..).unwrap_or_default();
         let id = u16_at(record, record::ID).unwrap_or(0);
         let time_ns = u64_at(record, record::TIME).unwrap_or(0);
-        let (Some(image), Some(pack)) = (self.loaded.image.packs.get(number), self.packs.get_mut(number))
+        let is_it = |pack: &PackState| u32::from(pack.index) == number;
+        let Some(place) = self.packs.iter().position(is_it) else {
+            return Ok(());
+        };
+        let (Some(image), Some(pack)) = (self.loaded.image.packs.get(place), self.packs.get_mut(place))
         else {
             return Ok(());
         };
@@ -229,25 +368,22 @@ impl Session {
                 pack.pending = None;
             }
         }
-        let Some(&rule_number) = image.fired.get(&id) else {
+        let Some((plan, rule_number)) = pack.fired.get(&id).cloned() else {
             return Ok(());
         };
-        let (Some(rule), Some(class)) = (pack.plan.rules.get(rule_number), pack.classes.get(id)) else {
+        let (Some(rule), Some(class)) = (plan.rules.get(rule_number), pack.classes.get(id)) else {
             return Ok(());
         };
-        let values = message::values(&pack.plan, rule_number, class, record);
+        let values = message::values(&plan, rule_number, class, record);
         let text = message::text(rule, &values);
-        let when = wall_clock(time_ns, self.boot_offset_ns);
-        writeln!(
-            out,
-            "{}  {}/{}  {}",
-            when.strftime("%H:%M:%S%.6f"),
-            pack.plan.pack,
-            rule.name,
-            crate::trace::escape::visible(&text)
-        )?;
-        out.flush()?;
-
+        let shown = crate::trace::escape::visible(&text).to_string();
+        let told = tell(&Firing {
+            when: wall_clock(time_ns, self.boot_offset_ns),
+            pack: &plan.pack,
+            rule: &rule.name,
+            text: &shown,
+        });
+        pack.last.insert(rule.name.clone(), (time_ns, shown));
         let after = rule.actions.iter().filter_map(|a| match a {
             Action::Save { after_ns } => Some(*after_ns),
             _ => None,
@@ -255,7 +391,7 @@ impl Session {
         let save_after_ns = after.min();
         let switches = rule.actions.iter().any(|a| matches!(a, Action::Switch { .. }));
         if !switches && save_after_ns.is_none() {
-            return Ok(());
+            return told;
         }
         pack.pending = Some(Incident {
             reason: rule.name.clone(),
@@ -273,7 +409,7 @@ impl Session {
                     .get_or_insert(time_ns.saturating_add(after_ns));
             }
         }
-        Ok(())
+        told
     }
 
     /// Nothing more can happen: every pack has stopped.
@@ -285,10 +421,9 @@ impl Session {
     /// What is due by the clock: returns to `main`, `save after`, ends of incidents.
     ///
     /// # Errors
-    /// Where `out` cannot be written.
-    pub fn tick(&mut self, out: &mut dyn Write) -> io::Result<()> {
+    /// From `tell`.
+    pub fn tick(&mut self, tell: Tell<'_>) -> io::Result<()> {
         let now_ns = boot_now_ns();
-        self.names.look_now_and_then();
         for pack in 0..self.packs.len() {
             // As the programs do it at a hit; where no hit comes, it is for us to do.
             self.loaded.change_state(pack, |word| {
@@ -301,16 +436,24 @@ impl Session {
                 Some(kept & !(7 << state::CURRENT_SHIFT))
             });
         }
-        self.drain(out)?;
-        self.save_kept(out)?;
+        if !self.leaving.is_empty() {
+            self.save_leaving();
+        }
+        self.drain(tell)?;
+        self.save_kept(tell)?;
         for pack in 0..self.packs.len() {
             self.save_due(pack, now_ns);
         }
         Ok(())
     }
 
+    /// Notes the names of threads, now and then: for who has time for it.
+    pub fn look_at_names(&mut self) {
+        self.names.look_now_and_then();
+    }
+
     /// Saves every buffer that is kept, then gives it back.
-    fn save_kept(&mut self, out: &mut dyn Write) -> io::Result<()> {
+    fn save_kept(&mut self, tell: Tell<'_>) -> io::Result<()> {
         for pack in 0..self.packs.len() {
             let word = self.loaded.state(pack);
             let buffers = self.packs.get(pack).map_or(0, |p| p.plan.buffers.len());
@@ -321,17 +464,16 @@ impl Session {
             }
             // A hit that read the state before the switch may still be writing.
             if let Err(error) = self.loaded.grace() {
-                self.troubles
-                    .push(format!("cannot wait for running programs: {error}"));
+                self.trouble(format!("cannot wait for running programs: {error}"));
                 break;
             }
             // A firing sends its notice before it switches: those that filled these buffers are all here now.
-            self.drain(out)?;
+            self.drain(tell)?;
             for buffer in kept {
                 if !self.save_buffer(pack, buffer, false) {
                     continue;
                 }
-                if let Some(rings) = self.loaded.rings.get(pack).and_then(|p| p.get(buffer)) {
+                if let Some(rings) = self.loaded.rings_of_mut(pack, buffer) {
                     rings.give_up();
                 }
                 self.loaded
@@ -414,10 +556,7 @@ impl Session {
             }
             Err(error) => {
                 pack.failed_at_ns = Some(boot_now_ns());
-                let text = error.to_string();
-                if !self.troubles.contains(&text) {
-                    self.troubles.push(text);
-                }
+                self.trouble(error.to_string());
                 false
             }
         }
@@ -434,10 +573,10 @@ impl Session {
 
     /// What is in a pack's rings and was not saved: neither kept nor overwritten.
     fn count_unsaved(&mut self, number: usize) {
-        let (Some(pack), Some(rings)) = (self.packs.get_mut(number), self.loaded.rings.get(number)) else {
+        let Some(pack) = self.packs.get_mut(number) else {
             return;
         };
-        for rings in rings {
+        for rings in (0..pack.plan.buffers.len()).filter_map(|buffer| self.loaded.rings_of(number, buffer)) {
             for cpu in 0..rings.cpus() {
                 let copy = rings.copy(cpu, false);
                 for found in raw::records(&copy, &pack.classes).records {
@@ -458,10 +597,31 @@ impl Session {
         folder: &Path,
         about: Incident,
     ) -> Result<BTreeMap<String, u64>, SaveError> {
-        let (Some(image), Some(rings)) = (self.loaded.image.packs.get(number), self.loaded.rings.get(number))
-        else {
+        let Some(image) = self.loaded.image.packs.get(number) else {
             return Ok(BTreeMap::new());
         };
+        let about = Incident {
+            counts: self.counts(number),
+            ..about
+        };
+        let streams = buffers
+            .iter()
+            .filter_map(|buffer| self.loaded.rings_of(number, *buffer))
+            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, live)));
+        let kept = self.write_streams(image, streams, folder, about)?;
+        if let Some(pack) = self.packs.get_mut(number) {
+            pack.saved.push(folder.to_owned());
+        }
+        Ok(kept)
+    }
+
+    fn write_streams(
+        &self,
+        image: &PackImage,
+        streams: impl Iterator<Item = RawStream>,
+        folder: &Path,
+        about: Incident,
+    ) -> Result<BTreeMap<String, u64>, SaveError> {
         let info = TraceInfo {
             uuid: self.host.uuid,
             hostname: self.host.hostname.clone(),
@@ -475,25 +635,16 @@ impl Session {
         };
         let about = Incident {
             saved_at_unix_ns: boot_now_ns().wrapping_add_signed(self.boot_offset_ns),
-            generation: 1,
-            counts: self.counts(number),
+            generation: self.loaded.generation(),
             names: self.names.table(),
             ..about
         };
-        let streams = buffers
-            .iter()
-            .filter_map(|buffer| rings.get(*buffer))
-            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, live)));
         let saved = seal::save(folder, &info, streams, about)?;
-        let kept = saved
+        Ok(saved
             .kept
             .into_iter()
             .map(|(event, by_cpu)| (event, by_cpu.values().sum()))
-            .collect();
-        if let Some(pack) = self.packs.get_mut(number) {
-            pack.saved.push(folder.to_owned());
-        }
-        Ok(kept)
+            .collect())
     }
 
     /// What was counted of a pack, by event and CPU.
@@ -501,7 +652,7 @@ impl Session {
         let Some(image) = self.loaded.image.packs.get(number) else {
             return BTreeMap::new();
         };
-        let of_event = |counters: u32| {
+        let of_event = |counters: Spot| {
             let cpus = (0..self.loaded.cpus()).map(|cpu| {
                 let counts = self.loaded.event_counts(counters, cpu);
                 let counts = Counts {
@@ -525,14 +676,13 @@ impl Session {
     /// Stops tracing and saves what is left: one folder a pack. Returns the folders of the whole session.
     ///
     /// # Errors
-    /// Where `out` cannot be written.
-    pub fn finish(&mut self, out: &mut dyn Write) -> io::Result<Vec<PathBuf>> {
+    /// From `tell`.
+    pub fn finish(&mut self, tell: Tell<'_>) -> io::Result<Vec<PathBuf>> {
         if let Err(error) = self.loaded.stop() {
-            self.troubles
-                .push(format!("cannot wait for running programs: {error}"));
+            self.trouble(format!("cannot wait for running programs: {error}"));
         }
         // Whoever read what we say may have gone; that is no reason to lose what was recorded.
-        let told = self.notices(out).and_then(|()| self.tick(out));
+        let told = self.notices(tell).and_then(|()| self.tick(tell));
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         for number in 0..self.packs.len() {
             let Some(pack) = self.packs.get(number) else {
@@ -547,7 +697,7 @@ impl Session {
             match self.write(number, &buffers, false, &folder, about) {
                 Ok(kept) => self.count_kept(number, kept),
                 Err(error) => {
-                    self.troubles.push(error.to_string());
+                    self.trouble(error.to_string());
                     self.count_unsaved(number);
                 }
             }

@@ -189,28 +189,18 @@ impl Helper {
 /// A map, by what it is for. Packs, buffers and programs by their number in the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MapRef {
-    /// Generation, state words, ends, limits.
-    Control,
-    /// Counters, a run of bytes a CPU.
-    Counters,
+    /// Generation, state words, ends, limits; several maps of them.
+    Control(u8),
+    /// Counters, a run of bytes a CPU; several maps of them.
+    Counters(u8),
+    /// Heads of rings, for each buffer one a CPU; several maps of them.
+    Heads(u8),
+    /// The pages of a ring of each CPU: one allocation of a buffer.
+    Pages(u32),
     /// What firings tell the agent.
     Notices,
     /// The processes of COMMAND.
     Traced,
-    /// The heads of a buffer: one a CPU.
-    Heads {
-        /// Of which pack.
-        pack: u16,
-        /// Which buffer.
-        buffer: u8,
-    },
-    /// The pages of a buffer.
-    Pages {
-        /// Of which pack.
-        pack: u16,
-        /// Which buffer.
-        buffer: u8,
-    },
     /// Scratch memory of an event's program, a run of bytes a CPU.
     Frame(u16),
     /// The two slots of an event's dispatcher.
@@ -220,12 +210,12 @@ pub enum MapRef {
 impl std::fmt::Display for MapRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            MapRef::Control => write!(f, "control"),
-            MapRef::Counters => write!(f, "counters"),
+            MapRef::Control(number) => write!(f, "control_{number}"),
+            MapRef::Counters(number) => write!(f, "counters_{number}"),
+            MapRef::Heads(number) => write!(f, "heads_{number}"),
+            MapRef::Pages(number) => write!(f, "pages_{number}"),
             MapRef::Notices => write!(f, "notices"),
             MapRef::Traced => write!(f, "traced"),
-            MapRef::Heads { pack, buffer } => write!(f, "heads_{pack}_{buffer}"),
-            MapRef::Pages { pack, buffer } => write!(f, "pages_{pack}_{buffer}"),
             MapRef::Frame(program) => write!(f, "frame_{program}"),
             MapRef::Slots(program) => write!(f, "slots_{program}"),
         }
@@ -233,7 +223,7 @@ impl std::fmt::Display for MapRef {
 }
 
 /// One instruction slot of eight bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Insn {
     /// The operation.
     pub code: u8,
@@ -342,6 +332,19 @@ pub struct Code {
     pub maps: Vec<(usize, MapRef)>,
     /// What stands at an instruction, for listings: (index, text), ascending.
     pub notes: Vec<(usize, String)>,
+}
+
+impl Code {
+    /// Tells programs apart, whatever their listings say: the same text on the same maps has the same.
+    #[must_use]
+    pub fn digest(&self) -> [u64; 2] {
+        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+        [0_u64, 1].map(|seed| {
+            let mut hasher = DefaultHasher::new();
+            (seed, &self.insns, &self.maps).hash(&mut hasher);
+            hasher.finish()
+        })
+    }
 }
 
 impl Asm {

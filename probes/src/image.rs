@@ -1,21 +1,25 @@
-//! All packs → what to load and what to write: programs, maps, the first contents of the control map.
-//!
-//! In: plans. Out: an [`Image`], which also says what every number in it means, for whoever reads counters, notices
+//! All packs → what to load: programs, maps, and what every number in them means, for whoever reads counters, notices
 //! and records.
 //!
-//! INVARIANT: an image is a function of its plans and features alone.
+//! In: plans, and the numbers of the generation before. Out: an [`Image`].
+//!
+//! INVARIANT: an image is a function of its plans, features and numbers alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lkst_rules::plan::{Action, Column, EventPlan, Expr, Load, Node, Plan, TaskValue};
-use lkst_rules::schema::{Event, Origin, Type};
-use lkst_rules::source::Span;
+use lkst_rules::plan::{Action, Plan};
+use lkst_rules::schema::{Event, Origin};
+use serde::{Deserialize, Serialize};
 
+use crate::arena::Spot;
 use crate::asm::{Code, MapRef};
 use crate::features::Features;
-use crate::layout::{Encoding, PAGE_BYTES, RecordLayout, control, counter, head};
+use crate::kinds::{attach_of, attaches, follows_command};
+use crate::layout::{PAGE_BYTES, RecordLayout};
 use crate::lower::{self, Kind, LowerError, PackEnv, Section, SyscallLeaf};
+use crate::numbers::{Numbered, Numbers, Ring, RuleSpots};
+use crate::records::{Layouts, section};
 
 /// What to load and what to write.
 #[derive(Debug, Clone)]
@@ -26,10 +30,6 @@ pub struct Image {
     pub programs: Vec<ProgramImage>,
     /// Every map that a program names.
     pub maps: Vec<MapImage>,
-    /// The control map's first contents, without the agent's own process number.
-    pub control: Vec<u8>,
-    /// Bytes of counters for each CPU.
-    pub counters_stride: u32,
     /// Some condition asks for `task.traced`.
     pub follows_command: bool,
 }
@@ -37,11 +37,13 @@ pub struct Image {
 /// A pack in the image.
 #[derive(Debug, Clone)]
 pub struct PackImage {
-    /// What it means.
+    /// Its number in notices.
+    pub index: u16,
+    /// What it means. Sets, buffers and rules are at the places of their numbers; what lies between has no name.
     pub plan: Arc<Plan>,
-    /// Where its block lies in the control map.
-    pub block: u32,
-    /// Every kind of record it makes, by id.
+    /// Where its block lies.
+    pub block: Spot,
+    /// Every kind of record that it makes, or made and that may still be in its rings, by id from 1 on.
     pub layouts: Vec<RecordLayout>,
     /// Which rule a `lkst:fired` record is of, by the record's id.
     pub fired: BTreeMap<u16, usize>,
@@ -49,10 +51,14 @@ pub struct PackImage {
     pub changes: Option<[u16; 2]>,
     /// Where an event's counters lie, by full name; lkst's own events too.
     pub events: Vec<EventImage>,
-    /// Where each rule's counters lie.
-    pub rule_counters: Vec<u32>,
-    /// Pages a CPU of each buffer.
-    pub pages: Vec<u32>,
+    /// Where each rule's words lie.
+    pub rules: Vec<RuleSpots>,
+    /// Each buffer's allocation.
+    pub rings: Vec<Option<Ring>>,
+    /// It is new in this generation: nothing uses its words yet.
+    pub fresh: bool,
+    /// The sets whose numbers are new in this generation, one bit each.
+    pub fresh_sets: u64,
 }
 
 /// An event of a pack in the image.
@@ -61,13 +67,15 @@ pub struct EventImage {
     /// `system:name`
     pub name: String,
     /// Where its counters lie.
-    pub counters: u32,
-    /// The program that counts, where it has one of its own: for what the kernel itself has skipped.
-    pub program: Option<usize>,
+    pub counters: Spot,
+    /// The control word that says so, where programs look there.
+    pub word: Option<Spot>,
+    /// The number of the program that counts, where it has one of its own: for what the kernel itself has skipped.
+    pub program: Option<u16>,
 }
 
 /// How a program is attached.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attach {
     /// The tracepoint's system.
     pub system: String,
@@ -97,6 +105,8 @@ impl Attach {
 /// A program in the image.
 #[derive(Debug, Clone)]
 pub struct ProgramImage {
+    /// Its number.
+    pub number: u16,
     /// Where it is attached.
     pub attach: Attach,
     /// Its dispatcher.
@@ -137,8 +147,6 @@ pub struct MapImage {
 const NOTICES_BYTES: u32 = 1 << 18;
 /// Processes that COMMAND may have at once.
 const TRACED_ENTRIES: u32 = 1 << 16;
-/// Different lists of columns that the sets of one pack may ask of one event.
-const LISTS_MAX: usize = 4;
 
 /// Maps that one program may use: `MAX_USED_MAPS` of include/linux/bpf_verifier.h.
 const MAPS_MAX: usize = 64;
@@ -152,73 +160,9 @@ pub struct BuildError {
     pub error: LowerError,
 }
 
-/// Hands out offsets among the counters.
-#[derive(Default)]
-struct Counters {
-    next: u32,
-}
-
-impl Counters {
-    fn take(&mut self, bytes: u32) -> u32 {
-        let at = self.next;
-        self.next += bytes;
-        at
-    }
-}
-
-/// Hands out the ids of a pack's records.
-#[derive(Default)]
-struct Layouts {
-    list: Vec<RecordLayout>,
-}
-
-impl Layouts {
-    fn id(&self) -> Result<u16, LowerError> {
-        u16::try_from(self.list.len() + 1).map_err(|_| LowerError::TooManyLayouts)
-    }
-
-    fn columns(&mut self, name: &str, columns: &[Column], span: Span) -> Result<RecordLayout, LowerError> {
-        let layout = RecordLayout::of_columns(self.id()?, name, columns)
-            .map_err(|error| LowerError::too_large(name, span, error))?;
-        self.list.push(layout.clone());
-        Ok(layout)
-    }
-
-    fn fired(&mut self, plan: &Plan, values: &[Column], span: Span) -> Result<RecordLayout, LowerError> {
-        let rules = plan
-            .rules
-            .iter()
-            .zip(0..)
-            .map(|(rule, n)| (rule.name.clone(), n))
-            .collect();
-        let columns = std::iter::once(("rule".to_owned(), Encoding::Enum(rules), false)).chain(
-            values
-                .iter()
-                .map(|c| (c.name.clone(), Encoding::of(c.value.ty), c.hex)),
-        );
-        let layout = RecordLayout::new(self.id()?, "lkst:fired", columns)
-            .map_err(|error| LowerError::too_large("lkst:fired", span, error))?;
-        self.list.push(layout.clone());
-        Ok(layout)
-    }
-
-    fn change(&mut self, plan: &Plan, name: &str) -> Result<RecordLayout, LowerError> {
-        let buffers: Vec<(String, u32)> = plan
-            .buffers
-            .iter()
-            .zip(0..)
-            .map(|(buffer, n)| (buffer.name.clone(), n))
-            .collect();
-        let columns =
-            ["from", "to"].map(|column| (column.to_owned(), Encoding::Enum(buffers.clone()), false));
-        let layout = RecordLayout::new(self.id()?, name, columns)
-            .map_err(|error| LowerError::too_large(name, Span::default(), error))?;
-        self.list.push(layout.clone());
-        Ok(layout)
-    }
-}
-
-/// Builds the image. `probe_reads` names the tracepoints whose programs the verifier refused with plain loads.
+/// Builds the image of the next generation. `probe_reads` names the tracepoints whose programs the verifier refused with
+/// plain loads. `numbers` are those of the generation before, and become those of this one, also where it fails: give
+/// it a copy.
 ///
 /// # Errors
 /// The first pack that cannot be built, and why.
@@ -226,35 +170,35 @@ pub fn build(
     plans: &[Arc<Plan>],
     features: &Features,
     probe_reads: &BTreeSet<String>,
+    numbers: &mut Numbers,
 ) -> Result<Image, BuildError> {
-    let mut counters = Counters::default();
-    let mut block = control::HEADER_BYTES;
-    let mut envs = Vec::new();
-    let mut layouts: Vec<Layouts> = Vec::new();
-    let pages: Vec<Vec<u32>> = plans.iter().map(|plan| pages(plan)).collect();
-    for (index, (plan, pages)) in plans.iter().zip(&pages).enumerate() {
-        let mut of_pack = Layouts::default();
-        let env = environment(index, plan, pages, block, &mut counters, &mut of_pack)
-            .map_err(|error| BuildError { pack: index, error })?;
-        block += control::block_bytes(plan.rules.len());
+    let attaches = attaches(plans, numbers)?;
+    numbers.begin();
+    let mut numbered = Vec::with_capacity(plans.len());
+    for (pack, plan) in plans.iter().enumerate() {
+        let full = |_| BuildError {
+            pack,
+            error: LowerError::Full,
+        };
+        numbered.push(numbers.pack(plan).map_err(full)?);
+    }
+    let mut envs = Vec::with_capacity(plans.len());
+    for (pack, numbered) in numbered.iter().enumerate() {
+        let env = environment(numbered, numbers).map_err(|error| BuildError { pack, error })?;
         envs.push(env);
-        layouts.push(of_pack);
     }
 
-    // Behind the blocks, a word for each event: where its counters lie.
-    let table = block;
-    let mut event_counters: Vec<u32> = Vec::new();
     let mut gathered = Gathered::default();
     let mut fired: Vec<BTreeMap<u16, usize>> = vec![BTreeMap::new(); plans.len()];
     let mut events: Vec<Vec<(EventImage, Attach)>> = vec![Vec::new(); plans.len()];
-    let attaches = attaches(plans)?;
-    for ((index, env), of_pack) in envs.iter().enumerate().zip(&mut layouts) {
-        for wish in &env.plan.events {
-            let at = counters.take(counter::EVENT_BYTES);
-            let word = table + 8 * event_counters.len() as u32;
-            event_counters.push(at);
-            let section =
-                section(env, wish, (at, word), of_pack).map_err(|error| BuildError { pack: index, error })?;
+    for (index, (env, numbered)) in envs.iter().zip(&numbered).enumerate() {
+        let fail = |error| BuildError { pack: index, error };
+        let Some(pack) = numbers.of_pack(&env.plan.pack) else {
+            continue;
+        };
+        let mut layouts = Layouts(pack);
+        for (wish, spots) in env.plan.events.iter().zip(&numbered.events) {
+            let section = section(env, wish, *spots, &mut layouts).map_err(fail)?;
             for ((layout, _), trigger) in section.fired.iter().zip(&wish.triggers) {
                 if let Some(fired) = fired.get_mut(index) {
                     fired.insert(layout.id, trigger.rule);
@@ -263,7 +207,8 @@ pub fn build(
             let attach = attach_of(&wish.event, &attaches);
             let image = EventImage {
                 name: wish.event.full_name(),
-                counters: at,
+                counters: spots.counters,
+                word: Some(spots.word),
                 program: None,
             };
             if let Some(events) = events.get_mut(index) {
@@ -273,86 +218,72 @@ pub fn build(
         }
     }
 
-    // Every CPU's counters begin on a cache line of their own.
-    let stride = counters.next.next_multiple_of(64).max(64);
-    let control_bytes = table + 8 * event_counters.len() as u32;
     let mut image = Image {
         packs: Vec::new(),
         programs: Vec::new(),
-        maps: vec![
-            MapImage {
-                map: MapRef::Control,
-                kind: MapKind::Array,
-                value_bytes: control_bytes,
-                entries: 1,
-            },
-            MapImage {
-                map: MapRef::Counters,
-                kind: MapKind::Array,
-                value_bytes: stride * features.cpus,
-                entries: 1,
-            },
-            MapImage {
-                map: MapRef::Notices,
-                kind: MapKind::Ring,
-                value_bytes: 0,
-                entries: NOTICES_BYTES,
-            },
-        ],
-        control: vec![0; control_bytes as usize],
-        counters_stride: stride,
+        maps: Vec::new(),
         follows_command: plans.iter().any(|plan| follows_command(plan)),
     };
-    if image.follows_command {
-        image.maps.push(MapImage {
-            map: MapRef::Traced,
-            kind: MapKind::Hash,
-            value_bytes: 4,
-            entries: TRACED_ENTRIES,
-        });
+    gathered.programs(&mut image, features, probe_reads, numbers)?;
+    for (((env, numbered), fired), events) in envs.iter().zip(&numbered).zip(fired).zip(events) {
+        let layouts = numbers
+            .of_pack(&env.plan.pack)
+            .map(|pack| pack.layouts().to_vec());
+        image.pack(env, numbered, layouts.unwrap_or_default(), fired, events);
     }
-    gathered.programs(&mut image, features, probe_reads, stride)?;
-    for (word, at) in event_counters.into_iter().enumerate() {
-        image.write_control(table + 8 * word as u32, at.into());
-    }
-    for (((env, of_pack), fired), events) in envs.iter().zip(layouts).zip(fired).zip(events) {
-        image.pack(env, of_pack, fired, events, features);
-    }
+    image.shared_maps(features, numbers);
     Ok(image)
 }
 
 impl Image {
+    fn map(&mut self, map: MapRef, kind: MapKind, value_bytes: u32, entries: u32) {
+        self.maps.push(MapImage {
+            map,
+            kind,
+            value_bytes,
+            entries,
+        });
+    }
+
+    /// The maps that all packs share, and each buffer's own.
+    fn shared_maps(&mut self, features: &Features, numbers: &Numbers) {
+        let [control, counters, heads] = numbers.maps();
+        let number = |count: usize| 0..=u8::try_from(count - 1).unwrap_or(u8::MAX);
+        for map in number(control.0) {
+            self.map(MapRef::Control(map), MapKind::Array, control.1, 1);
+        }
+        for map in number(counters.0) {
+            let bytes = counters.1 * features.cpus;
+            self.map(MapRef::Counters(map), MapKind::Array, bytes, 1);
+        }
+        for map in number(heads.0) {
+            self.map(MapRef::Heads(map), MapKind::Array, heads.1, 1);
+        }
+        let rings = self.packs.iter().flat_map(|pack| &pack.rings).flatten();
+        let rings: Vec<Ring> = rings.copied().collect();
+        for ring in rings {
+            let entries = ring.pages * features.cpus;
+            self.map(
+                MapRef::Pages(ring.map),
+                MapKind::Array,
+                PAGE_BYTES as u32,
+                entries,
+            );
+        }
+        self.map(MapRef::Notices, MapKind::Ring, 0, NOTICES_BYTES);
+        if self.follows_command {
+            self.map(MapRef::Traced, MapKind::Hash, 4, TRACED_ENTRIES);
+        }
+    }
+
     fn pack(
         &mut self,
         env: &PackEnv<'_>,
-        layouts: Layouts,
+        numbered: &Numbered,
+        layouts: Vec<RecordLayout>,
         fired: BTreeMap<u16, usize>,
         events: Vec<(EventImage, Attach)>,
-        features: &Features,
     ) {
-        let plan = env.plan;
-        for (buffer, pages) in (0..).zip(env.pages) {
-            let pack = env.index;
-            self.maps.push(MapImage {
-                map: MapRef::Heads { pack, buffer },
-                kind: MapKind::Array,
-                value_bytes: head::BYTES as u32 * features.cpus,
-                entries: 1,
-            });
-            self.maps.push(MapImage {
-                map: MapRef::Pages { pack, buffer },
-                kind: MapKind::Array,
-                value_bytes: PAGE_BYTES as u32,
-                entries: pages * features.cpus,
-            });
-        }
-        let started = plan.sets.iter().enumerate().filter(|(_, set)| set.start);
-        let word = started.fold(0_u64, |word, (index, _)| word | 1 << index);
-        self.write_control(env.block + control::STATE, word);
-        self.write_control(env.block + control::SWITCH_UNTIL, u64::MAX);
-        for set in 0..plan.sets.len() as u32 {
-            self.write_control(env.block + control::SET_UNTIL + 8 * set, u64::MAX);
-        }
         let own = [("lkst:fired", Some(env.fired_counters))].into_iter().chain([
             (
                 "lkst:switched",
@@ -364,52 +295,70 @@ impl Image {
             Some(EventImage {
                 name: name.to_owned(),
                 counters: counters?,
+                word: None,
                 program: None,
             })
         });
-        let program_of = |attach: &Attach| self.programs.iter().position(|p| p.attach == *attach);
+        let program_of = |attach: &Attach| self.programs.iter().find(|p| p.attach == *attach);
         let events = events
             .into_iter()
             .map(|(event, attach)| EventImage {
-                program: program_of(&attach),
+                program: program_of(&attach).map(|program| program.number),
                 ..event
             })
             .chain(own)
             .collect();
         self.packs.push(PackImage {
-            plan: Arc::new(plan.clone()),
+            index: env.index,
+            plan: Arc::new(env.plan.clone()),
             block: env.block,
-            layouts: layouts.list,
+            layouts,
             fired,
             changes: env
                 .changes
                 .as_ref()
                 .map(|[switched, refused]| [switched.0.id, refused.0.id]),
             events,
-            rule_counters: env.rule_counters.clone(),
-            pages: env.pages.to_vec(),
+            rules: env.rules.clone(),
+            rings: env.rings.clone(),
+            fresh: numbered.fresh,
+            fresh_sets: numbered.fresh_sets,
         });
     }
+}
 
-    fn write_control(&mut self, at: u32, value: u64) {
-        let at = at as usize;
-        if let Some(bytes) = self.control.get_mut(at..at + 8) {
-            bytes.copy_from_slice(&value.to_le_bytes());
-        }
+impl PackImage {
+    /// The sets of `start`, one bit each.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        let sets = self.plan.sets.iter().enumerate().filter(|(_, set)| set.start);
+        sets.fold(0, |word, (number, _)| word | 1 << number)
+    }
+
+    /// The sets that there are, one bit each.
+    #[must_use]
+    pub fn sets(&self) -> u64 {
+        let sets = self.plan.sets.iter().enumerate();
+        let sets = sets.filter(|(_, set)| !set.name.is_empty());
+        sets.fold(0, |word, (number, _)| word | 1 << number)
     }
 }
 
 /// Sections by the tracepoint they hang on.
 #[derive(Default)]
 struct Gathered<'p> {
-    plain: BTreeMap<Attach, Vec<Section<'p>>>,
+    /// With the first pack that names it.
+    plain: BTreeMap<Attach, (usize, Vec<Section<'p>>)>,
     syscalls: BTreeMap<Attach, BTreeMap<usize, Vec<SyscallLeaf<'p>>>>,
 }
 
 impl<'p> Gathered<'p> {
     fn add(&mut self, attach: Attach, event: &Event, pack: usize, section: Section<'p>) {
         match event.origin {
-            Origin::Tracepoint => self.plain.entry(attach).or_default().push(section),
+            Origin::Tracepoint => {
+                let entry = self.plain.entry(attach).or_insert_with(|| (pack, Vec::new()));
+                entry.1.push(section);
+            }
             Origin::SyscallEnter(number) | Origin::SyscallExit(number) => self
                 .syscalls
                 .entry(attach)
@@ -425,22 +374,21 @@ impl<'p> Gathered<'p> {
         image: &mut Image,
         features: &Features,
         probe_reads: &BTreeSet<String>,
-        stride: u32,
+        numbers: &mut Numbers,
     ) -> Result<(), BuildError> {
-        for (attach, sections) in self.plain {
-            let pack = sections.first().map_or(0, |s| usize::from(s.pack.index));
+        for (attach, (pack, sections)) in self.plain {
             let kind = if attach.typed { Kind::Typed } else { Kind::Classic };
             let direct = !probe_reads.contains(&attach.name);
-            let number = image.programs.len() as u16;
-            let built = lower::program(&sections, features, kind, direct, number, stride);
+            let number = number_of(&attach, pack, numbers)?;
+            let built = lower::program(&sections, features, kind, direct, number);
             image.add_program(attach, number, pack, built, features)?;
         }
         for (attach, packs) in self.syscalls {
             let pack = packs.keys().next().copied().unwrap_or(0);
             let direct = !probe_reads.contains(&attach.name);
-            let number = image.programs.len() as u16;
+            let number = number_of(&attach, pack, numbers)?;
             let leaves: Vec<Vec<SyscallLeaf<'p>>> = packs.into_values().collect();
-            let built = lower::syscall_program(&leaves, features, direct, number, stride);
+            let built = lower::syscall_program(&leaves, features, direct, number);
             image.add_program(attach, number, pack, built, features)?;
         }
         Ok(())
@@ -469,21 +417,13 @@ impl Image {
             return Err(fail(LowerError::TooManyMaps { event, maps }));
         }
         let dispatcher = lower::dispatcher(number).map_err(fail)?;
-        self.maps.push(MapImage {
-            map: MapRef::Slots(number),
-            kind: MapKind::Programs,
-            value_bytes: 4,
-            entries: 2,
-        });
+        self.map(MapRef::Slots(number), MapKind::Programs, 4, 2);
         if frame_bytes > 0 {
-            self.maps.push(MapImage {
-                map: MapRef::Frame(number),
-                kind: MapKind::Scratch,
-                value_bytes: frame_bytes * features.cpus,
-                entries: 1,
-            });
+            let bytes = frame_bytes * features.cpus;
+            self.map(MapRef::Frame(number), MapKind::Scratch, bytes, 1);
         }
         self.programs.push(ProgramImage {
+            number,
             attach,
             dispatcher,
             code,
@@ -492,283 +432,38 @@ impl Image {
     }
 }
 
-fn pages(plan: &Plan) -> Vec<u32> {
-    let pages = |bytes: u64| {
-        u32::try_from(bytes.div_ceil(PAGE_BYTES as u64))
-            .unwrap_or(u32::MAX)
-            .max(2)
-    };
-    plan.buffers
-        .iter()
-        .map(|buffer| pages(buffer.size_bytes))
-        .collect()
+fn number_of(attach: &Attach, pack: usize, numbers: &mut Numbers) -> Result<u16, BuildError> {
+    numbers.program(attach).ok_or(BuildError {
+        pack,
+        error: LowerError::Full,
+    })
 }
 
-fn environment<'p>(
-    index: usize,
-    plan: &'p Plan,
-    pages: &'p [u32],
-    block: u32,
-    counters: &mut Counters,
-    layouts: &mut Layouts,
-) -> Result<PackEnv<'p>, LowerError> {
+fn environment<'p>(numbered: &'p Numbered, numbers: &mut Numbers) -> Result<PackEnv<'p>, LowerError> {
+    let plan = &numbered.plan;
     let actions = || plan.rules.iter().flat_map(|rule| &rule.actions);
     let switches = actions().any(|a| matches!(a, Action::Switch { .. }));
-    let caps = plan
-        .sets
-        .iter()
-        .map(|set| set.max_per_s.map(|_| counters.take(counter::CAP_BYTES)))
-        .collect();
-    let rule_counters = plan
-        .rules
-        .iter()
-        .map(|_| counters.take(counter::RULE_BYTES))
-        .collect();
-    let fired_counters = counters.take(counter::EVENT_BYTES);
-    let changes = if switches {
-        let mut change = |name: &str| -> Result<_, LowerError> {
-            Ok((layouts.change(plan, name)?, counters.take(counter::EVENT_BYTES)))
-        };
-        Some([change("lkst:switched")?, change("lkst:refused")?])
-    } else {
-        None
+    let pack = numbers.of_pack(&plan.pack).ok_or(LowerError::Full)?;
+    let [fired, switched, refused] = pack.own;
+    let (index, block) = (pack.index, pack.block);
+    let mut layouts = Layouts(pack);
+    let changes = match switches {
+        true => Some([
+            (layouts.change(plan, "lkst:switched")?, switched),
+            (layouts.change(plan, "lkst:refused")?, refused),
+        ]),
+        false => None,
     };
     Ok(PackEnv {
-        index: index as u16,
+        index,
         plan,
         block,
-        pages,
-        caps,
-        rule_counters,
+        rings: numbered.rings.clone(),
+        caps: numbered.caps.clone(),
+        rules: numbered.rules.clone(),
         changes,
         switches_back: actions().any(|a| matches!(a, Action::Switch { for_ns: Some(_), .. })),
         stops: actions().any(|a| matches!(a, Action::Stop)),
-        fired_counters,
-    })
-}
-
-fn section<'p>(
-    pack: &'p PackEnv<'p>,
-    plan: &'p EventPlan,
-    (counters, counters_word): (u32, u32),
-    layouts: &mut Layouts,
-) -> Result<Section<'p>, LowerError> {
-    let name = plan.event.full_name();
-    let span = plan
-        .members
-        .first()
-        .map(|m| m.span)
-        .or_else(|| plan.triggers.first().map(|t| t.span))
-        .unwrap_or_default();
-
-    let mut distinct: Vec<Vec<Column>> = Vec::new();
-    let mut lists = Vec::new();
-    for member in &plan.members {
-        let columns = plain(member.columns.as_deref().unwrap_or(&plan.all));
-        let list = distinct
-            .iter()
-            .position(|known| *known == columns)
-            .unwrap_or_else(|| {
-                distinct.push(columns);
-                distinct.len() - 1
-            });
-        lists.push(list);
-    }
-    if distinct.len() > LISTS_MAX {
-        return Err(LowerError::TooManyLists {
-            event: name,
-            lists: distinct.len(),
-            span,
-        });
-    }
-
-    let mut records: Vec<(RecordLayout, Vec<Column>)> = Vec::new();
-    let mut record_for = |columns: Vec<Column>| -> Result<usize, LowerError> {
-        if let Some(known) = records.iter().position(|(_, known)| *known == columns) {
-            return Ok(known);
-        }
-        records.push((layouts.columns(&name, &columns, span)?, columns));
-        Ok(records.len() - 1)
-    };
-    let mut unions = Vec::new();
-    for mask in 1..1_u32 << distinct.len() {
-        let chosen = distinct
-            .iter()
-            .enumerate()
-            .filter(|(list, _)| mask >> list & 1 == 1);
-        unions.push((mask, record_for(union(chosen.map(|(_, columns)| columns)))?));
-    }
-    let full = match plan.triggers.is_empty() {
-        true => None,
-        false => Some(record_for(plain(&plan.all))?),
-    };
-    let fired = plan
-        .triggers
-        .iter()
-        .map(|trigger| {
-            let rule = trigger.rule as u64;
-            let values = plain(&trigger.values);
-            let layout = layouts.fired(pack.plan, &values, trigger.span)?;
-            let number = Column {
-                name: "rule".to_owned(),
-                value: Expr {
-                    node: Node::Int(rule),
-                    ty: Type::U32,
-                    span: trigger.span,
-                },
-                hex: false,
-            };
-            Ok((layout, std::iter::once(number).chain(values).collect()))
-        })
-        .collect::<Result<Vec<_>, LowerError>>()?;
-    Ok(Section {
-        pack,
-        plan,
-        counters,
-        counters_word,
-        records,
-        lists,
-        unions,
-        full,
-        fired,
-    })
-}
-
-/// The columns with their places forgotten, so that two lists that mean the same are equal.
-fn plain(columns: &[Column]) -> Vec<Column> {
-    columns
-        .iter()
-        .map(|c| Column {
-            value: c.value.without_spans(),
-            ..c.clone()
-        })
-        .collect()
-}
-
-/// The union of lists: each value once; two values of one name are told apart by a number.
-fn union<'c>(lists: impl Iterator<Item = &'c Vec<Column>>) -> Vec<Column> {
-    let mut all: Vec<Column> = Vec::new();
-    for column in lists.flatten() {
-        if all.contains(column) {
-            continue;
-        }
-        let taken = |name: &str| all.iter().any(|c| c.name == name);
-        let mut column = column.clone();
-        let base = column.name.clone();
-        let mut number = 2;
-        while taken(&column.name) {
-            column.name = format!("{base}_{number}");
-            number += 1;
-        }
-        all.push(column);
-    }
-    all
-}
-
-/// The kind of every tracepoint, chosen over all packs.
-fn attaches(plans: &[Arc<Plan>]) -> Result<BTreeMap<(String, String), bool>, BuildError> {
-    struct Use {
-        typed_only: Option<String>,
-        classic_only: Option<String>,
-        typed_possible: bool,
-    }
-    let mut uses: BTreeMap<(String, String), Use> = BTreeMap::new();
-    for (index, plan) in plans.iter().enumerate() {
-        for wish in &plan.events {
-            if wish.event.origin != Origin::Tracepoint {
-                continue;
-            }
-            let key = (wish.event.system.clone(), wish.event.name.clone());
-            let entry = uses.entry(key).or_insert(Use {
-                typed_only: None,
-                classic_only: None,
-                typed_possible: !wish.event.arguments.is_empty(),
-            });
-            let mut span = Span::default();
-            for (load, place) in loads(wish) {
-                if let Load::Field {
-                    name,
-                    place: classic,
-                    recipe,
-                } = load
-                {
-                    let only = match (classic, recipe) {
-                        (None, Some(_)) => &mut entry.typed_only,
-                        (Some(_), None) => &mut entry.classic_only,
-                        _ => continue,
-                    };
-                    if only.is_none() {
-                        *only = Some(name.clone());
-                        span = place;
-                    }
-                }
-            }
-            if let (Some(typed), Some(classic)) = (&entry.typed_only, &entry.classic_only) {
-                let error = LowerError::TwoKinds {
-                    event: wish.event.full_name(),
-                    typed: typed.clone(),
-                    classic: classic.clone(),
-                    span,
-                };
-                return Err(BuildError { pack: index, error });
-            }
-        }
-    }
-    Ok(uses
-        .into_iter()
-        .map(|(key, u)| {
-            (
-                key,
-                u.typed_only.is_some() || u.classic_only.is_none() && u.typed_possible,
-            )
-        })
-        .collect())
-}
-
-/// Every value that a pack reads of an event.
-fn loads(wish: &EventPlan) -> Vec<(&Load, Span)> {
-    let mut found = Vec::new();
-    let all = !wish.triggers.is_empty() || wish.members.iter().any(|m| m.columns.is_none());
-    let of_all = wish.all.iter().filter(|_| all).map(|c| &c.value);
-    let of_members = wish
-        .members
-        .iter()
-        .flat_map(|m| m.with.iter().chain(m.columns.iter().flatten().map(|c| &c.value)));
-    let of_triggers = wish
-        .triggers
-        .iter()
-        .flat_map(|t| t.with.iter().chain(t.values.iter().map(|c| &c.value)));
-    for expr in of_all.chain(of_members).chain(of_triggers) {
-        expr.loads(&mut found);
-    }
-    found
-}
-
-fn attach_of(event: &Event, kinds: &BTreeMap<(String, String), bool>) -> Attach {
-    let raw = |name: &str| Attach {
-        system: "raw_syscalls".into(),
-        name: name.into(),
-        typed: true,
-    };
-    match event.origin {
-        Origin::SyscallEnter(_) => raw("sys_enter"),
-        Origin::SyscallExit(_) => raw("sys_exit"),
-        Origin::Tracepoint => {
-            let key = (event.system.clone(), event.name.clone());
-            let typed = kinds.get(&key).copied().unwrap_or(false);
-            Attach {
-                system: key.0,
-                name: key.1,
-                typed,
-            }
-        }
-    }
-}
-
-fn follows_command(plan: &Plan) -> bool {
-    plan.events.iter().any(|wish| {
-        loads(wish)
-            .iter()
-            .any(|(load, _)| matches!(load, Load::Task(TaskValue::Traced)))
+        fired_counters: fired,
     })
 }

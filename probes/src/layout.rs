@@ -7,6 +7,7 @@
 
 use lkst_rules::plan::Column;
 use lkst_rules::schema::Type;
+use serde::{Deserialize, Serialize};
 
 /// Bytes of a page, which is a CTF packet in the making.
 pub const PAGE_BYTES: usize = 4096;
@@ -79,7 +80,8 @@ pub mod head {
     pub const BYTES: usize = 64;
 }
 
-/// The control map: a header, a block for each pack, then a `u64` for each event of each pack: where its counters lie.
+/// Control words: a header, at the start of their first map; a block for each pack; a word for each rule, its limit; a
+/// word for each event of each pack, where its counters lie.
 pub mod control {
     /// `u64 generation`: its lowest bit says which slot of every dispatcher is in force.
     pub const GENERATION: u32 = 0;
@@ -92,16 +94,15 @@ pub mod control {
     pub const STATE: u32 = 0;
     /// In a block: `u64`, when recording returns to `main`; all ones where it does not.
     pub const SWITCH_UNTIL: u32 = 8;
-    /// In a block: `u64` for each set, when it ends; all ones where it does not.
+    /// In a block: `u64` for each set, when it ends; [`NEVER`] or [`SINCE_START`] where it does not.
     pub const SET_UNTIL: u32 = 64;
-    /// In a block: `u64` for each rule: its limit's window, start << 16 | count, the start in units of 1,024 ns.
-    pub const LIMITS: u32 = SET_UNTIL + 8 * super::state::SETS;
+    /// Bytes of a block.
+    pub const BLOCK_BYTES: u32 = SET_UNTIL + 8 * super::state::SETS;
 
-    /// Bytes of the block of a pack with so many rules.
-    #[must_use]
-    pub fn block_bytes(rules: usize) -> u32 {
-        (LIMITS + 8 * rules as u32).next_multiple_of(64)
-    }
+    /// An end that never comes.
+    pub const NEVER: u64 = u64::MAX;
+    /// An end that never comes, of a set that is enabled because it is in `start`, and by no firing.
+    pub const SINCE_START: u64 = u64::MAX - 1;
 }
 
 /// The bits of a state word.
@@ -146,6 +147,9 @@ pub mod state {
 
 /// Counters, each a `u64`, in a run of bytes for each CPU.
 pub mod counter {
+    /// Bytes of a CPU's counters in each map of them.
+    pub const STRIDE: u32 = 16 << 10;
+
     /// Of an event in a pack: records made.
     pub const RECORDED: u32 = 0;
     /// Of an event in a pack: records that found no room.
@@ -197,7 +201,7 @@ pub fn tag(page_seq: u64, salt: u32) -> u32 {
 }
 
 /// How a column lies in a record.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Encoding {
     /// An integer at natural alignment.
     Int {
@@ -242,7 +246,7 @@ pub const CUT: &str = "…";
 pub const VARYING_MAX_BYTES: usize = 256;
 
 /// A column's place in a record.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ColumnLayout {
     /// Its name.
     pub name: String,
@@ -255,7 +259,7 @@ pub struct ColumnLayout {
 }
 
 /// The layout of a kind of record: what CTF calls an event class.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RecordLayout {
     /// From 1 to 65,535; unique in its pack.
     pub id: u16,

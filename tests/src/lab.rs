@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use lkst::command::run::generator_features;
-use lkst::kernel::load::{Environment, EventCounts, Loaded, RuleCounts, load};
+use lkst::kernel::generation::load;
+use lkst::kernel::load::Environment;
+use lkst::kernel::loaded::{EventCounts, Loaded, RuleCounts};
 use lkst::kernel::schema::KernelSchema;
 use lkst::session::{Host, Session};
 use lkst_rules::diagnostic::render;
@@ -77,13 +79,20 @@ impl Lab {
     /// What the compiler or the kernel says.
     pub fn load(&self, rules: &str) -> anyhow::Result<Loaded> {
         let plan = self.plan(rules)?;
-        let env = Environment {
+        Ok(load(&[plan], &self.environment()?)?)
+    }
+
+    /// What loading needs beside plans.
+    ///
+    /// # Errors
+    /// What the kernel lacks.
+    pub fn environment(&self) -> anyhow::Result<Environment<'_>> {
+        Ok(Environment {
             features: generator_features(&self.schema)?,
             btf: Some(&self.btf),
             tracefs: self.schema.tracefs(),
             uuid: [7; 16],
-        };
-        Ok(load(&[plan], &env)?)
+        })
     }
 
     /// A session of these rules that saves below `output`, as `lkst run` makes it.
@@ -140,7 +149,7 @@ impl Counted for Loaded {
         let pack = &self.image.packs[0];
         let place = pack.plan.rules.iter().position(|rule| rule.name == name);
         let place = place.unwrap_or_else(|| panic!("no rule `{name}`"));
-        self.rule_counts(pack.rule_counters[place])
+        self.rule_counts(pack.rules[place].counters)
     }
 
     fn skipped_hits(&self, name: &str) -> u64 {
@@ -151,17 +160,23 @@ impl Counted for Loaded {
     }
 
     fn ring(&self, buffer: &str, cpu: usize) -> View {
-        let rings = &self.rings[0][self.buffer(buffer)];
+        let rings = self.rings_of(0, self.buffer(buffer));
+        let rings = rings.unwrap_or_else(|| panic!("no rings of `{buffer}`"));
         View::new(rings.copy(cpu, false), &self.image.packs[0].layouts)
     }
 
     fn live_ring(&self, buffer: &str, cpu: usize) -> View {
-        let rings = &self.rings[0][self.buffer(buffer)];
+        let rings = self.rings_of(0, self.buffer(buffer));
+        let rings = rings.unwrap_or_else(|| panic!("no rings of `{buffer}`"));
         View::new(rings.copy(cpu, true), &self.image.packs[0].layouts)
     }
 
     fn buffer(&self, name: &str) -> usize {
-        let place = self.rings[0].iter().position(|rings| rings.buffer == name);
+        let place = self.image.packs[0]
+            .plan
+            .buffers
+            .iter()
+            .position(|buffer| buffer.name == name);
         place.unwrap_or_else(|| panic!("no buffer `{name}`"))
     }
 }

@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use lkst::kernel::load::{Environment, LoadError, Loaded};
+use lkst::kernel::load::{Environment, LoadError};
+use lkst::kernel::loaded::Loaded;
 use lkst::kernel::schema::KernelSchema;
 use lkst::kernel::tracefs::Tracefs;
 use lkst::trace::decode::{Classes, EventClass, Value as Decoded, u32_at};
@@ -45,7 +46,7 @@ impl Machine {
     /// Loads and attaches the plans' programs, which go nowhere before [`Loaded::start`].
     ///
     /// # Errors
-    /// As [`lkst::kernel::load::load`].
+    /// As [`lkst::kernel::generation::load`].
     pub fn load(&self, plans: &[Arc<Plan>]) -> Result<Loaded, LoadError> {
         let env = Environment {
             features: self.features.clone(),
@@ -53,7 +54,7 @@ impl Machine {
             tracefs: &self.tracefs,
             uuid: [0x7e; 16],
         };
-        lkst::kernel::load::load(plans, &env)
+        lkst::kernel::generation::load(plans, &env)
     }
 }
 
@@ -131,7 +132,7 @@ impl Record {
 /// the latest ones.
 #[must_use]
 pub fn records(loaded: &Loaded, pack: usize, most: usize) -> Vec<Record> {
-    let (Some(image), Some(rings)) = (loaded.image.packs.get(pack), loaded.rings.get(pack)) else {
+    let Some(image) = loaded.image.packs.get(pack) else {
         return Vec::new();
     };
     let classes = Classes::of_layouts(&image.layouts);
@@ -145,7 +146,7 @@ pub fn records(loaded: &Loaded, pack: usize, most: usize) -> Vec<Record> {
         })
         .collect();
     let mut records = Vec::new();
-    for rings in rings {
+    for rings in (0..image.rings.len()).filter_map(|buffer| loaded.rings_of(pack, buffer)) {
         for cpu in 0..rings.cpus() {
             let stream = rings.copy(cpu, false);
             let mut left: HashMap<u16, usize> = HashMap::new();

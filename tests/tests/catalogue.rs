@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lkst::kernel::load::Loaded;
+use lkst::kernel::loaded::Loaded;
 use lkst::kernel::schema::KernelSchema;
 use lkst_probes::catalogue;
 use lkst_rules::schema::{Event, Field, Origin, PathError, PathStep, Recipe, Resolved, Schema};
@@ -205,11 +205,16 @@ fn every_row_is_the_classic_value() -> anyhow::Result<()> {
         },
     );
     // The first to be attached is the first to run.
-    let typed = machine.load(&[plan("typed", &text, &typed)?])?;
-    let classic = machine.load(&[plan("classic", &text, &classic)?])?;
+    let mut typed = machine.load(&[plan("typed", &text, &typed)?])?;
+    let mut classic = machine.load(&[plan("classic", &text, &classic)?])?;
     let programs = |loaded: &Loaded| loaded.image.programs.len();
-    assert!((0..programs(&typed)).all(|program| typed.is_typed(program)));
-    assert!((0..programs(&classic)).all(|program| !classic.is_typed(program)));
+    let numbers = |loaded: &Loaded| loaded.image.programs.iter().map(|p| p.number).collect::<Vec<_>>();
+    assert!(numbers(&typed).into_iter().all(|program| typed.is_typed(program)));
+    assert!(
+        numbers(&classic)
+            .into_iter()
+            .all(|program| !classic.is_typed(program))
+    );
     assert_eq!(
         (programs(&typed), programs(&classic)),
         (events.len(), events.len())

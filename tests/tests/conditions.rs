@@ -316,7 +316,7 @@ fn is_usable(record: &Record, subject: &Subject) -> bool {
 
 /// Traces the packs during the workload. Returns the records of each.
 fn trace(machine: &Machine, plans: &[Arc<Plan>], time: Duration) -> anyhow::Result<Vec<Vec<Record>>> {
-    let loaded = machine.load(plans)?;
+    let mut loaded = machine.load(plans)?;
     loaded.start();
     let worked = workload(env!("CARGO_BIN_EXE_workload"), time);
     loaded.stop()?;
@@ -357,7 +357,7 @@ fn subjects(
         text.push_str("}\n");
     }
     let look = plan("look", &text, schema)?;
-    let loaded = machine.load(&[look])?;
+    let mut loaded = machine.load(&[look])?;
     loaded.start();
     let began = Instant::now();
     let worked = workload(env!("CARGO_BIN_EXE_workload"), LOOK);
@@ -377,7 +377,8 @@ fn subjects(
             .events
             .iter()
             .find(|e| e.name == name)
-            .map_or(0, |e| e.counters);
+            .map(|e| e.counters)
+            .unwrap_or_default();
         let happened: u64 = (0..loaded.cpus())
             .map(|cpu| loaded.event_counts(counters, cpu))
             .map(|counts| counts.recorded + counts.capped)

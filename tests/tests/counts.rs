@@ -2,7 +2,7 @@
 //! with interrupts recorded beside it; where it is not, it is counted why.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use lkst::kernel::load::Loaded;
+use lkst::kernel::loaded::Loaded;
 use lkst_probes::layout::{PAGE_BYTES, page};
 use lkst_tests::ftrace::Instance;
 use lkst_tests::lab::{Counted as _, Lab};
@@ -95,7 +95,7 @@ fn a_million_on_each_cpu_in_buffers_that_hold_them() {
          start with always",
         pids(&workers)
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     let of: Vec<(usize, u8)> = workers.iter().map(|(cpu, tag, _)| (*cpu, *tag)).collect();
     // The kernel's own tracer beside us, on the same events of the same processes.
     let ours = pids(&workers).replace(", ", " || pid == ");
@@ -140,7 +140,7 @@ fn recorded_is_kept_and_overwritten_in_buffers_that_do_not() {
              start with always",
             pids(&workers)
         );
-        let loaded = lab.load(&rules).unwrap();
+        let mut loaded = lab.load(&rules).unwrap();
         let of: Vec<(usize, u8)> = workers.iter().map(|(cpu, tag, _)| (*cpu, *tag)).collect();
         loaded.start();
         finish(workers);
@@ -203,7 +203,7 @@ fn with_interrupts_nested_in_it() {
          start with always",
         pids = pids(&workers)
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     // Classic programs are skipped where another program runs; this instance says how often what was hit at least.
     let softirqs = Instance::new(&lab, "irq", "softirq_raise", "").unwrap();
     let expiries = Instance::new(&lab, "timer", "hrtimer_expire_entry", "").unwrap();

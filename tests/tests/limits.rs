@@ -4,7 +4,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use lkst::kernel::load::Loaded;
+use lkst::kernel::loaded::Loaded;
 use lkst::session::boot_now_ns;
 use lkst_probes::layout::{control, state};
 use lkst_tests::lab::{Counted as _, Lab};
@@ -42,7 +42,7 @@ fn pids(workers: &[Worker]) -> String {
     pids.join(", ")
 }
 
-fn finish(loaded: &Loaded, mut workers: Vec<Worker>) {
+fn finish(loaded: &mut Loaded, mut workers: Vec<Worker>) {
     loaded.start();
     workers.iter_mut().for_each(Worker::go);
     for worker in workers {
@@ -84,9 +84,9 @@ fn limits_hold_while_cpus_race() {
            then notify \"{{arg2}}\" limit 60000 per 1h
          }}"
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     let count = workers.len() as u64;
-    finish(&loaded, workers);
+    finish(&mut loaded, workers);
     let hits = u64::from(TIMES) * count;
     let mut all = 0;
     for (rule, fires) in [("three", 3), ("once", 1), ("many", 60_000)] {
@@ -118,10 +118,10 @@ fn caps_and_samples_are_counted() {
          set sampled {{ {EVENT} with option == {two} and task.pid in {{ {set} }} sample 1/10 record option, arg2 }}
          start with capped, sampled"
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     let of = cpus();
     let began_ns = boot_now_ns();
-    finish(&loaded, workers);
+    finish(&mut loaded, workers);
     let seconds = (boot_now_ns() - began_ns) / 1_000_000_000;
     for cpu in of {
         let counts = loaded.event_on(EVENT, cpu);
@@ -204,8 +204,8 @@ fn guards_and_stop() {
         when(4),
         when(5)
     );
-    let loaded = lab.load(&rules).unwrap();
-    finish(&loaded, vec![worker]);
+    let mut loaded = lab.load(&rules).unwrap();
+    finish(&mut loaded, vec![worker]);
     let fired = |rule: &str| loaded.rule(rule).fired;
     assert_eq!(fired("guarded"), 7, "only while the flag was up");
     assert_eq!(
@@ -255,7 +255,7 @@ fn ends_move_later_and_never_earlier() {
          rule off {{ when {EVENT} with option == {three} and task.pid == {pid} then disable timed limit 1000 per 1s }}
          rule always {{ when {EVENT} with option == {four} and task.pid == {pid} then enable timed limit 1000 per 1s }}"
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     loaded.start();
     worker.go();
     let mut step = |number: u8| {
@@ -275,7 +275,7 @@ fn ends_move_later_and_never_earlier() {
     step(2);
     let short = end_of(&loaded, 0);
     assert!(short > 0 && short < boot_now_ns() + HOUR / 2);
-    assert_eq!(end_of(&loaded, 1), u64::MAX, "a set that has no end");
+    assert_eq!(end_of(&loaded, 1), control::SINCE_START, "a set that has no end");
     while boot_now_ns() <= short {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
@@ -339,8 +339,8 @@ fn the_later_end_wins_a_race() {
         prepare(1, one.pid),
         prepare(2, two.pid)
     );
-    let loaded = lab.load(&rules).unwrap();
-    finish(&loaded, vec![one, two]);
+    let mut loaded = lab.load(&rules).unwrap();
+    finish(&mut loaded, vec![one, two]);
     // The last firing of the long rule is the latest end of all.
     let last = (0..loaded.cpus())
         .filter_map(|cpu| {

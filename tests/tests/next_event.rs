@@ -74,7 +74,7 @@ fn a_thousand_times_of_a_thousand() {
         }
     })
     .unwrap();
-    let loaded = lab.load(&rules(&[worker.pid])).unwrap();
+    let mut loaded = lab.load(&rules(&[worker.pid])).unwrap();
     loaded.start();
     let pid = worker.pid;
     worker.join().unwrap();
@@ -161,7 +161,7 @@ fn on_another_cpu_too() {
         }
     })
     .unwrap();
-    let loaded = lab.load(&rules(&[firing.pid, calling.pid])).unwrap();
+    let mut loaded = lab.load(&rules(&[firing.pid, calling.pid])).unwrap();
     loaded.start();
     calling.go();
     firing.join().unwrap();

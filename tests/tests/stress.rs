@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use lkst::kernel::loaded::Loaded;
 use lkst::trace::decode::{Classes, u16_at, u32_at, u64_at};
 use lkst_probes::layout::{PAGE_BYTES, RecordLayout, record};
 use lkst_tests::lab::{Counted as _, Lab};
@@ -200,16 +201,16 @@ fn nothing_is_torn_and_nothing_forged() {
          }}
          start with always"
     );
-    let loaded = lab.load(&rules).unwrap();
-    let layouts = &loaded.image.packs[0].layouts;
-    let classes = Arc::new(Classes::of_layouts(layouts));
-    let mut checker = Checker::new(layouts);
+    let mut loaded = lab.load(&rules).unwrap();
+    let layouts = loaded.image.packs[0].layouts.clone();
+    let classes = Arc::new(Classes::of_layouts(&layouts));
+    let mut checker = Checker::new(&layouts);
     let events: Vec<String> = loaded.image.packs[0]
         .events
         .iter()
         .map(|event| event.name.clone())
         .collect();
-    let recorded = || {
+    let recorded = |loaded: &Loaded| {
         events
             .iter()
             .map(|event| loaded.event(event).recorded)
@@ -219,10 +220,10 @@ fn nothing_is_torn_and_nothing_forged() {
     workers.iter_mut().for_each(Worker::go);
 
     let (mut copies, mut in_flight, mut unbegun) = (0_u64, 0_u64, 0_u64);
-    while recorded() < wanted {
+    while recorded(&loaded) < wanted {
         for _ in 0..64 {
             for (worker, cpu) in cpus.iter().enumerate() {
-                let copy = loaded.rings[0][0].copy(*cpu, true);
+                let copy = loaded.rings_of(0, 0).unwrap().copy(*cpu, true);
                 let view = View::with_classes(copy, classes.clone());
                 checker.check(&view, *cpu, &pids, worker);
                 copies += 1;
@@ -275,7 +276,7 @@ fn nothing_is_torn_and_nothing_forged() {
     }
     println!(
         "stress: {} recorded, {lost} lost, 0 torn; {copies} live copies with {} records validated, {in_flight} in flight, {unbegun} pages not begun; {} times went back, by {} ns at most",
-        recorded(),
+        recorded(&loaded),
         checker.validated,
         checker.late,
         checker.late_max_ns

@@ -6,7 +6,8 @@ use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use lkst::kernel::load::Loaded;
+use lkst::kernel::loaded::Loaded;
+use lkst::session::Firing;
 use lkst::session::{Session, boot_now_ns};
 use lkst::trace::decode::Value;
 use lkst::trace::read::Traces;
@@ -84,7 +85,7 @@ fn what_is_left_is_kept() {
         mark(BACK, [2, 0, 0, 0]);
     })
     .unwrap();
-    let loaded = lab.load(&rules(worker.pid, "")).unwrap();
+    let mut loaded = lab.load(&rules(worker.pid, "")).unwrap();
     loaded.start();
     worker.join().unwrap();
     loaded.stop().unwrap();
@@ -209,8 +210,13 @@ impl Steps {
     }
 }
 
-fn ticked(session: &mut Session, out: &mut Vec<u8>) {
-    session.tick(out).unwrap();
+fn say(firing: &Firing<'_>, said: &mut Vec<String>) -> std::io::Result<()> {
+    said.push(format!("{}/{}  {}", firing.pack, firing.rule, firing.text));
+    Ok(())
+}
+
+fn ticked(session: &mut Session, said: &mut Vec<String>) {
+    session.tick(&mut |firing| say(firing, said)).unwrap();
     assert!(session.troubles.is_empty(), "{:?}", session.troubles);
 }
 
@@ -230,38 +236,38 @@ fn it_returns_by_itself_by_the_next_hit_and_by_the_clock() {
     let mut steps = Steps::new(cpus()[0]);
     let rules = rules(steps.worker.pid, " for 50ms");
     let mut session = lab.session(&rules, dir.path().to_owned()).unwrap();
-    let mut out = Vec::new();
+    let mut said = Vec::new();
     session.start();
 
     // By the next hit. `main` must have been saved, else it is not free.
     steps.step(0..10, AWAY);
-    session.notices(&mut out).unwrap();
+    session.notices(&mut |firing| say(firing, &mut said)).unwrap();
     after_its_end(&mut session);
     assert_eq!(state_of(session.loaded()), (1, vec![]));
     steps.step(10..20, 0);
     assert_eq!(state_of(session.loaded()), (0, vec![1]));
     assert_eq!(session.loaded().event("lkst:switched").recorded, 2);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     assert_eq!(state_of(session.loaded()), (0, vec![]));
     assert_eq!(folders(dir.path()), ["away/1-main", "away/2-incident"]);
 
     // By the clock, where no hit comes.
     steps.step(20..30, AWAY);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     after_its_end(&mut session);
     assert_eq!(state_of(session.loaded()).0, 1);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     assert_eq!(state_of(session.loaded()), (0, vec![]));
 
     // A switch to the current buffer moves nothing: the next firing has an incident of its own, named for itself.
     steps.step(30..40, BACK);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     steps.step(40..50, AWAY);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     after_its_end(&mut session);
-    ticked(&mut session, &mut out);
+    ticked(&mut session, &mut said);
     steps.step(50..60, 0);
-    session.finish(&mut out).unwrap();
+    session.finish(&mut |firing| say(firing, &mut said)).unwrap();
     assert!(session.troubles.is_empty(), "{:?}", session.troubles);
     let found = folders(dir.path());
     let twice = ["away/1-main", "away/2-incident"];
@@ -273,13 +279,8 @@ fn it_returns_by_itself_by_the_next_hit_and_by_the_clock() {
     assert_eq!(ctf, expected);
     // Every rename is in one of the traces, once.
     assert_eq!(saved_serials(dir.path()), (0..60).collect::<Vec<_>>());
-    let said = String::from_utf8(out).unwrap();
-    let lines: Vec<&str> = said
-        .lines()
-        .map(|line| line.split_once("  ").unwrap().1)
-        .collect();
     assert_eq!(
-        lines,
+        said,
         [
             "test/away  away at 10",
             "test/away  away at 30",
@@ -392,7 +393,7 @@ fn all_system_calls_in_four_buffers() {
         switch("c", 2),
         switch("d", 3)
     );
-    let loaded = lab.load(&rules).unwrap();
+    let mut loaded = lab.load(&rules).unwrap();
     loaded.start();
     worker.join().unwrap();
     loaded.stop().unwrap();

@@ -1,10 +1,12 @@
 //! `lkst explain`: every stage that rules go through, printed.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
 use lkst_probes::disasm::listing;
 use lkst_probes::image;
+use lkst_probes::numbers::Numbers;
 use lkst_rules::Options;
 use lkst_rules::diagnostic::Diagnostics;
 use lkst_rules::parse::parse;
@@ -73,8 +75,13 @@ pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -
         }
         Stage::Asm | Stage::Maps => {
             let features = generator_features(schema)?;
-            let image = image::build(&plans, &features, &std::collections::BTreeSet::new())
-                .map_err(|error| build_failed(error, &compiled))?;
+            let image = image::build(
+                &plans,
+                &features,
+                &BTreeSet::new(),
+                &mut Numbers::new(features.cpus),
+            )
+            .map_err(|error| build_failed(error, &compiled))?;
             if options.stage == Stage::Maps {
                 writeln!(
                     out,

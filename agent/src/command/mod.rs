@@ -67,7 +67,10 @@ pub fn build_diagnostic(error: &LowerError) -> Option<Diagnostic> {
             "`record` only the columns that you need, or leave `args.` out",
         ),
         LowerError::TooDeep { span } => ("E313", span, "split it over several members or rules"),
-        LowerError::Asm(_) | LowerError::TooManyLayouts | LowerError::TooManyMaps { .. } => return None,
+        LowerError::Asm(_)
+        | LowerError::TooManyLayouts
+        | LowerError::TooManyMaps { .. }
+        | LowerError::Full => return None,
     };
     Some(Diagnostic::error(code, *span, error.to_string()).help(help))
 }

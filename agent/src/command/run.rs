@@ -24,8 +24,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{Failed, load_failed};
 use crate::compile::{Compiled, compile_path};
-use crate::kernel::load::{Environment, Loaded, load};
+use crate::kernel::generation::load;
+use crate::kernel::load::Environment;
+use crate::kernel::loaded::Loaded;
 use crate::kernel::{cpus, features};
+use crate::session::Firing;
 use crate::session::{Host, Session, counted};
 
 /// What `lkst run` was asked for.
@@ -100,7 +103,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         return ended.map(drop);
     }
     // Also where something went wrong meanwhile: what was recorded is saved.
-    let folders = session.finish(&mut out)?;
+    let folders = session.finish(&mut |firing| show(firing, &mut io::stdout()))?;
     session.summary(&mut out)?;
     for trouble in &session.troubles {
         eprintln!("lkst: {trouble}");
@@ -186,6 +189,13 @@ fn say_what_is_traced(loaded: &Loaded) {
     );
 }
 
+/// A firing, on a line.
+fn show(firing: &Firing<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let time = firing.when.strftime("%H:%M:%S%.6f");
+    writeln!(out, "{time}  {}/{}  {}", firing.pack, firing.rule, firing.text)?;
+    out.flush()
+}
+
 /// Until something ends it. Returns how COMMAND ended, where it did.
 async fn trace(
     session: &mut Session,
@@ -211,10 +221,11 @@ async fn trace(
         tokio::select! {
             ready = ring.readable() => {
                 ready?.clear_ready();
-                session.notices(out)?;
+                session.notices(&mut |firing| show(firing, out))?;
             }
             _ = tick.tick() => {
-                session.tick(out)?;
+                session.look_at_names();
+                session.tick(&mut |firing| show(firing, out))?;
                 if session.all_stopped() {
                     break None;
                 }

@@ -3,6 +3,7 @@
 //! In: the maps of heads and of pages. Out: rings ready for the programs, and copies of them ([`RawStream`]) for
 //! whoever seals a trace. The programs write while we look; the order of our looks is what makes a copy sound.
 
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use lkst_probes::layout::{PAGE_BYTES, head, page, record};
@@ -15,10 +16,28 @@ use crate::trace::raw::RawStream;
 pub struct Rings {
     /// The buffer's name.
     pub buffer: String,
-    heads: Mapping,
+    heads: Heads,
     pages: Mapping,
     pages_per_cpu: usize,
     instances: Vec<Instance>,
+}
+
+/// Where the heads are, each [`head::BYTES`] long.
+#[derive(Debug)]
+enum Heads {
+    /// In a map, from this byte on.
+    Shared(Arc<Mapping>, usize),
+    /// As they were when the last program was done with them.
+    Frozen(Vec<u64>),
+}
+
+impl Heads {
+    fn word(&self, at: usize) -> u64 {
+        match self {
+            Heads::Shared(mapping, from) => mapping.u64(from + at).load(Ordering::Acquire),
+            Heads::Frozen(words) => words.get(at / 8).copied().unwrap_or(0),
+        }
+    }
 }
 
 /// What is unique to an allocation of a buffer on a CPU.
@@ -29,13 +48,14 @@ struct Instance {
 }
 
 impl Rings {
-    /// Writes what is constant into heads and pages, before any program can see them. `random` gives identities.
+    /// Writes what is constant into pages and into the heads, which begin at the byte `heads_at` of their map, before
+    /// any program can see them. `random` gives identities.
     ///
     /// # Errors
     /// From `random`.
     pub fn prepare(
         buffer: &str,
-        heads: Mapping,
+        (heads, heads_at): (Arc<Mapping>, usize),
         pages: Mapping,
         cpus: usize,
         uuid: [u8; 16],
@@ -48,8 +68,9 @@ impl Rings {
                 id: random()?,
                 salt: random()? as u32,
             };
+            heads.write(heads_at + cpu * head::BYTES, &[0; head::BYTES]);
             heads
-                .u32(cpu * head::BYTES + head::SALT)
+                .u32(heads_at + cpu * head::BYTES + head::SALT)
                 .store(instance.salt, Ordering::Relaxed);
             let page_head = page_head(uuid, instance.id, cpu as u32);
             for number in 0..pages_per_cpu {
@@ -59,7 +80,7 @@ impl Rings {
         }
         Ok(Rings {
             buffer: buffer.to_owned(),
-            heads,
+            heads: Heads::Shared(heads, heads_at),
             pages,
             pages_per_cpu,
             instances,
@@ -73,7 +94,13 @@ impl Rings {
     }
 
     fn head(&self, cpu: usize, field: usize) -> u64 {
-        self.heads.u64(cpu * head::BYTES + field).load(Ordering::Acquire)
+        self.heads.word(cpu * head::BYTES + field)
+    }
+
+    /// Lets go of the heads in the map, which somebody else may be given. Only when no program can write any more.
+    pub fn freeze(&mut self) {
+        let words = self.cpus() * head::BYTES / 8;
+        self.heads = Heads::Frozen((0..words).map(|word| self.heads.word(8 * word)).collect());
     }
 
     /// Bytes reserved in a CPU's ring since it was made.
@@ -124,12 +151,18 @@ impl Rings {
     }
 
     /// Gives up what was saved: a later copy begins where the ring stands now. Only while no program writes to it.
-    pub fn give_up(&self) {
+    pub fn give_up(&mut self) {
         for cpu in 0..self.cpus() {
             let pos = self.head(cpu, head::POS);
-            self.heads
-                .u64(cpu * head::BYTES + head::FLOOR)
-                .store(pos, Ordering::Release);
+            let at = cpu * head::BYTES + head::FLOOR;
+            match &mut self.heads {
+                Heads::Shared(mapping, from) => mapping.u64(*from + at).store(pos, Ordering::Release),
+                Heads::Frozen(words) => {
+                    if let Some(floor) = words.get_mut(at / 8) {
+                        *floor = pos;
+                    }
+                }
+            }
         }
     }
 }

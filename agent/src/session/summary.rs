@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::Session;
-use crate::kernel::load::EventCounts;
+use crate::kernel::loaded::EventCounts;
 
 impl Session {
     /// Writes, for each pack, what was recorded of each event and what was not, and what each rule did.
@@ -72,8 +72,8 @@ impl Session {
                     counted(unsaved, "record")
                 )?;
             }
-            for (rule, counters) in image.plan.rules.iter().zip(&image.rule_counters) {
-                let counts = self.loaded.rule_counts(*counters);
+            for (rule, spots) in image.plan.rules.iter().zip(&image.rules) {
+                let counts = self.loaded.rule_counts(spots.counters);
                 let firings = if counts.fired == 1 { "firing" } else { "firings" };
                 write!(out, "{:>12} {firings} of {}", counts.fired, rule.name)?;
                 if counts.limited > 0 {

@@ -9,7 +9,8 @@ use lkst_rules::plan::Action;
 use super::record::{Record, Value};
 use super::section::{PackEnv, Section};
 use super::{Emit, frame, slot};
-use crate::asm::{Alu, Cond, Label, MapRef, Reg, Size};
+use crate::arena::Spot;
+use crate::asm::{Alu, Cond, Label, Reg, Size};
 use crate::layout::{RecordLayout, control, counter, state};
 
 const CURRENT: i32 = state::CURRENT_SHIFT as i32;
@@ -24,9 +25,8 @@ impl Emit<'_> {
         for action in actions {
             match action {
                 Action::Enable { set, for_ns } => {
-                    if pack.plan.sets.get(*set).is_some_and(|s| s.timed) {
-                        self.move_end(pack, *set, *for_ns, (enable, disable));
-                    }
+                    // Also where no program looks at the end: it says that a firing enabled the set.
+                    self.move_end(pack, *set, *for_ns, (enable, disable));
                     enable |= 1 << set;
                     disable &= !(1 << set);
                 }
@@ -79,11 +79,7 @@ impl Emit<'_> {
     /// Stores the end of a set that is being enabled: `enable S` has none; `enable S for D` moves an end later, never
     /// earlier, and touches no set that has none. `own` is what this rule's earlier actions enable and disable.
     fn move_end(&mut self, pack: &PackEnv<'_>, set: usize, for_ns: Option<u64>, own: (u64, u64)) {
-        self.asm.map_value(
-            Reg::R5,
-            MapRef::Control,
-            pack.block + control::SET_UNTIL + 8 * set as u32,
-        );
+        self.control_word(Reg::R5, pack.block.plus(control::SET_UNTIL + 8 * set as u32));
         let Some(for_ns) = for_ns else {
             self.asm.mov(Reg::R1, -1);
             self.asm.store(Size::B8, Reg::R5, 0, Reg::R1);
@@ -94,8 +90,7 @@ impl Emit<'_> {
         self.asm.bind(again);
         // The end is read before the word: where it changed in between, the exchange fails.
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
-        self.asm
-            .map_value(Reg::R3, MapRef::Control, pack.block + control::STATE);
+        self.control_word(Reg::R3, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
         self.asm.load(Size::B8, Reg::R3, Reg::R1, frame::DISABLE);
@@ -144,8 +139,7 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::FRAME);
         self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 32);
         self.asm.bind(again);
-        self.asm
-            .map_value(Reg::R5, MapRef::Control, pack.block + control::STATE);
+        self.control_word(Reg::R5, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
         self.asm.mov(Reg::R1, Reg::R0);
         self.asm.load(Size::B8, Reg::R2, Reg::R9, frame::DISABLE);
@@ -174,8 +168,7 @@ impl Emit<'_> {
             self.asm.alu(Alu::Rsh, Reg::R1, (index % 64) as i32);
             self.asm.alu(Alu::And, Reg::R1, 1);
             self.asm.branch(Cond::Eq, Reg::R1, 0, skip);
-            let counters = pack.rule_counters.get(trigger.rule).copied().unwrap_or(0);
-            self.count_shared(counters + counter::GIVEN_UP);
+            self.count_shared(pack.rule(trigger.rule).counters.plus(counter::GIVEN_UP));
             self.asm.bind(skip);
         }
         self.asm.jump(end);
@@ -204,8 +197,7 @@ impl Emit<'_> {
 
         // To the current buffer: only its end moves, and only later. By compare-and-exchange, for another CPU may be
         // moving it further; then everything is looked at anew.
-        self.asm
-            .map_value(Reg::R3, MapRef::Control, pack.block + control::SWITCH_UNTIL);
+        self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
         self.asm.load(Size::B8, Reg::R4, Reg::R9, frame::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
         self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
@@ -232,8 +224,7 @@ impl Emit<'_> {
         self.leave(Reg::R3);
         self.asm.alu(Alu::Lsh, Reg::R2, CURRENT);
         self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
-        self.asm
-            .map_value(Reg::R3, MapRef::Control, pack.block + control::SWITCH_UNTIL);
+        self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
         self.asm.load(Size::B8, Reg::R4, Reg::R9, frame::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
         self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
@@ -271,15 +262,14 @@ impl Emit<'_> {
             self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
             self.asm.load(Size::B8, Reg::R1, Reg::R1, frame::SWITCH_RULE);
             self.asm.branch(Cond::Ne, Reg::R1, trigger.rule as i32 + 1, skip);
-            let counters = pack.rule_counters.get(trigger.rule).copied().unwrap_or(0);
-            self.count_shared(counters + counter::REFUSED);
+            self.count_shared(pack.rule(trigger.rule).counters.plus(counter::REFUSED));
             self.asm.bind(skip);
         }
         self.record_change(pack, refused);
     }
 
     /// `from` and `to`, and a word to the agent.
-    fn record_change(&mut self, pack: &PackEnv<'_>, (layout, counters): &(RecordLayout, u32)) {
+    fn record_change(&mut self, pack: &PackEnv<'_>, (layout, counters): &(RecordLayout, Spot)) {
         let record = Record {
             layout: layout.clone(),
             values: vec![Value::Slot(slot::FROM), Value::Slot(slot::TO)],
@@ -301,11 +291,9 @@ impl Emit<'_> {
         self.asm.branch(Cond::Eq, Reg::R1, 0, done);
         self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
         self.asm.bind(again);
-        self.asm
-            .map_value(Reg::R5, MapRef::Control, pack.block + control::STATE);
+        self.control_word(Reg::R5, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
-        self.asm
-            .map_value(Reg::R3, MapRef::Control, pack.block + control::SWITCH_UNTIL);
+        self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
         self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
         self.asm.branch(Cond::Lt, Reg::R8, Reg::R2, stay);
         self.asm.mov(Reg::R3, Reg::R0);

@@ -12,7 +12,7 @@ use super::record::Record;
 use super::section::{PackEnv, Section, record_of};
 use super::{Emit, Known, frame, slot};
 use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
-use crate::layout::{control, counter, notice};
+use crate::layout::{counter, notice};
 
 /// The unit of a limit's clock: 2^10 ns.
 const WINDOW_SHIFT: i32 = 10;
@@ -170,12 +170,8 @@ impl Emit<'_> {
     /// `CPU`.
     fn take_from_limit(&mut self, pack: &PackEnv<'_>, rule: usize, limit: Limit, next: Label) {
         let [won, refused, given_up] = std::array::from_fn(|_| self.asm.label());
-        let counters = pack.rule_counters.get(rule).copied().unwrap_or(0);
-        self.asm.map_value(
-            Reg::R5,
-            MapRef::Control,
-            pack.block + control::LIMITS + 8 * rule as u32,
-        );
+        let spots = pack.rule(rule);
+        self.control_word(Reg::R5, spots.limit);
         match limit {
             Limit::Once => {
                 self.asm.mov(Reg::R0, 0);
@@ -189,10 +185,10 @@ impl Emit<'_> {
             }
         }
         self.asm.bind(given_up);
-        self.count_shared(counters + counter::GIVEN_UP);
+        self.count_shared(spots.counters.plus(counter::GIVEN_UP));
         self.asm.jump(next);
         self.asm.bind(refused);
-        self.count_shared(counters + counter::LIMITED);
+        self.count_shared(spots.counters.plus(counter::LIMITED));
         self.asm.jump(next);
         self.asm.bind(won);
     }
@@ -257,8 +253,7 @@ impl Emit<'_> {
     /// One rule has fired: its record, the word to the agent, and what it wants changed.
     fn fire(&mut self, section: &Section<'_>, index: usize, trigger: &Trigger) {
         let pack = section.pack;
-        let counters = pack.rule_counters.get(trigger.rule).copied().unwrap_or(0);
-        self.count_shared(counters + counter::FIRED);
+        self.count_shared(pack.rule(trigger.rule).counters.plus(counter::FIRED));
         if let Some((layout, columns)) = section.fired.get(index) {
             let record = Record {
                 own: true,

@@ -14,7 +14,7 @@ use lkst_rules::schema::Path;
 pub fn dispatcher(number: u16) -> Result<Code, LowerError> {
     let mut asm = Asm::default();
     let (odd, end) = (asm.label(), asm.label());
-    asm.map_value(Reg::R2, MapRef::Control, control::GENERATION);
+    asm.map_value(Reg::R2, MapRef::Control(0), control::GENERATION);
     asm.load(Size::B8, Reg::R4, Reg::R2, 0);
     asm.map(Reg::R2, MapRef::Slots(number));
     asm.branch(Cond::Set, Reg::R4, 1, odd);
@@ -62,7 +62,7 @@ pub fn tracker(features: &Features, paths: &TrackerPaths) -> Result<[Code; 2], L
     const KEY: i16 = super::slot::KEY;
     const VALUE: i16 = super::slot::WHO;
     let start = || {
-        let mut emit = Emit::new(features, Kind::Typed, true, 0, 0);
+        let mut emit = Emit::new(features, Kind::Typed, true, 0);
         emit.prologue();
         emit
     };

@@ -28,9 +28,10 @@ mod value;
 pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
 pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
 
+use crate::arena::Spot;
 use crate::asm::{Alu, Asm, AsmError, Cond, Helper, Label, MapRef, Reg, Size};
 use crate::features::Features;
-use crate::layout::{TooLarge, control};
+use crate::layout::{TooLarge, control, counter};
 use lkst_rules::source::Span;
 
 /// How an event's program is attached, and where its fields are.
@@ -103,6 +104,9 @@ pub enum LowerError {
     /// More kinds of record than an identifier can number.
     #[error("the pack has more than 65,535 kinds of record")]
     TooManyLayouts,
+    /// The shared maps are full.
+    #[error("there are more events, rules and buffers than the maps of control words hold")]
+    Full,
 }
 
 impl LowerError {
@@ -210,8 +214,6 @@ pub(crate) struct Emit<'a> {
     pub(crate) number: u16,
     /// A program for system calls: skip those of 32-bit programs.
     pub(crate) syscalls: bool,
-    /// Bytes of counters for a CPU.
-    pub(crate) counters_stride: u32,
     /// Ends the program.
     pub(crate) exit: Label,
     pub(crate) clock: Known,
@@ -223,7 +225,7 @@ pub(crate) struct Emit<'a> {
     /// The first expression that was too deep.
     pub(crate) too_deep: Option<Span>,
     /// Where unreadable texts are counted, if anywhere.
-    pub(crate) unreadable_counter: Option<u32>,
+    pub(crate) unreadable_counter: Option<Spot>,
 }
 
 /// Bytes of a frame, each CPU's on cache lines of its own.
@@ -232,7 +234,7 @@ const _: () = assert!(FRAME_STRIDE.is_multiple_of(64));
 const _: () = assert!(FRAME_STRIDE as usize >= frame::TEXTS as usize + 16 * frame::TEXT_BYTES as usize);
 
 impl<'a> Emit<'a> {
-    pub(crate) fn new(features: &'a Features, kind: Kind, direct: bool, number: u16, stride: u32) -> Self {
+    pub(crate) fn new(features: &'a Features, kind: Kind, direct: bool, number: u16) -> Self {
         let mut asm = Asm::default();
         let exit = asm.label();
         Emit {
@@ -242,7 +244,6 @@ impl<'a> Emit<'a> {
             direct,
             number,
             syscalls: false,
-            counters_stride: stride,
             exit,
             clock: Known::No,
             who: Known::No,
@@ -326,29 +327,35 @@ impl<'a> Emit<'a> {
 
     /// Jumps to `skip` where the hit is the agent's own. Needs `WHO`.
     pub(crate) fn skip_own(&mut self, skip: Label) {
-        self.asm.map_value(Reg::R1, MapRef::Control, control::SELF_TGID);
+        self.asm
+            .map_value(Reg::R1, MapRef::Control(0), control::SELF_TGID);
         self.asm.load(Size::B4, Reg::R1, Reg::R1, 0);
         self.asm.load(Size::B4, Reg::R2, Reg::R10, slot::WHO + 4);
         self.asm.branch(Cond::Eq, Reg::R1, Reg::R2, skip);
     }
 
+    /// `to` = the address of a control word.
+    pub(crate) fn control_word(&mut self, to: Reg, spot: Spot) {
+        self.asm.map_value(to, MapRef::Control(spot.map), spot.at);
+    }
+
     /// R1 = the address of a counter of this CPU. Needs `CPU`; uses R2.
-    pub(crate) fn counter_in_r1(&mut self, offset: u32) {
-        self.asm.map_value(Reg::R1, MapRef::Counters, offset);
+    pub(crate) fn counter_in_r1(&mut self, spot: Spot) {
+        self.asm.map_value(Reg::R1, MapRef::Counters(spot.map), spot.at);
         self.this_cpu_of_r1();
     }
 
     /// R1 = this CPU's part of the counters at R1. Needs `CPU`; uses R2.
     fn this_cpu_of_r1(&mut self) {
         self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::CPU);
-        self.asm
-            .alu(Alu::Mul, Reg::R2, self.counters_stride.cast_signed());
+        self.asm.alu(Alu::Mul, Reg::R2, counter::STRIDE.cast_signed());
         self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
     }
 
-    /// Adds one to a counter of the event whose counters the slot `COUNTERS` names. As [`Emit::count`].
-    pub(crate) fn count_named(&mut self, counter: u32) {
-        self.asm.map_value(Reg::R1, MapRef::Counters, counter);
+    /// Adds one to a counter of the event whose counters lie in `map`, where the slot `COUNTERS` says. As
+    /// [`Emit::count`].
+    pub(crate) fn count_named(&mut self, map: u8, counter: u32) {
+        self.asm.map_value(Reg::R1, MapRef::Counters(map), counter);
         self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::COUNTERS);
         self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
         self.this_cpu_of_r1();
@@ -356,8 +363,8 @@ impl<'a> Emit<'a> {
     }
 
     /// Adds one to a counter that only this program writes on this CPU. Needs `CPU`; uses R1 and R2.
-    pub(crate) fn count(&mut self, offset: u32) {
-        self.counter_in_r1(offset);
+    pub(crate) fn count(&mut self, spot: Spot) {
+        self.counter_in_r1(spot);
         self.increment_r1();
     }
 
@@ -368,8 +375,8 @@ impl<'a> Emit<'a> {
     }
 
     /// Adds one to a counter that programs of several events write. Needs `CPU`; uses R1 and R2.
-    pub(crate) fn count_shared(&mut self, offset: u32) {
-        self.counter_in_r1(offset);
+    pub(crate) fn count_shared(&mut self, spot: Spot) {
+        self.counter_in_r1(spot);
         self.asm.mov(Reg::R2, 1);
         self.asm.atomic_add(Reg::R1, 0, Reg::R2);
     }

@@ -16,10 +16,12 @@ use super::section::PackEnv;
 use super::text::length_slot;
 use super::value::constant;
 use super::{Emit, Kind, slot};
+use crate::arena::Spot;
 use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
 use crate::layout::{
     Encoding, PAGE_BYTES, RecordLayout, TAG_MULTIPLIER, VARYING_MAX_BYTES, counter, head, page, record,
 };
+use crate::numbers::Ring;
 
 /// Where a column's value comes from.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +42,7 @@ pub(crate) struct Record<'p> {
     /// The values in the layout's order.
     pub(crate) values: Vec<Value<'p>>,
     /// The event's counters.
-    pub(crate) counters: u32,
+    pub(crate) counters: Spot,
     /// It is lkst's own record: programs of several events count it, and one may interrupt another.
     pub(crate) own: bool,
     /// The id lies in the slot `ID`: several events of one shape share this code.
@@ -76,9 +78,9 @@ impl Emit<'_> {
 
     fn count_record(&mut self, record: &Record<'_>, which: u32) {
         match (record.shared, record.own) {
-            (true, _) => self.count_named(which),
-            (false, true) => self.count_shared(record.counters + which),
-            (false, false) => self.count(record.counters + which),
+            (true, _) => self.count_named(record.counters.map, which),
+            (false, true) => self.count_shared(record.counters.plus(which)),
+            (false, false) => self.count(record.counters.plus(which)),
         }
     }
 
@@ -156,8 +158,8 @@ impl Emit<'_> {
 
     /// R9 = a reserved record of the current buffer, then to `fill`; or to `lost`.
     fn reserve(&mut self, pack: &PackEnv<'_>, max: u16, length: Option<i32>, fill: Label, lost: Label) {
-        let labels: Vec<Label> = pack.pages.iter().map(|_| self.asm.label()).collect();
-        if pack.pages.len() > 1 {
+        let labels: Vec<Label> = pack.rings.iter().map(|_| self.asm.label()).collect();
+        if pack.rings.len() > 1 {
             self.asm.mov(Reg::R1, Reg::R7);
             self.asm.alu(
                 Alu::Rsh,
@@ -166,13 +168,23 @@ impl Emit<'_> {
             );
             self.asm.alu(Alu::And, Reg::R1, 7);
             for (buffer, label) in labels.iter().enumerate().skip(1) {
-                self.asm.branch(Cond::Eq, Reg::R1, buffer as i32, *label);
+                match pack.rings.get(buffer) {
+                    Some(Some(_)) => self.asm.branch(Cond::Eq, Reg::R1, buffer as i32, *label),
+                    // A buffer that these rules do not have any more: until recording is back in one that they have
+                    // there is no place for this record.
+                    _ => self.asm.branch(Cond::Eq, Reg::R1, buffer as i32, lost),
+                }
             }
         }
-        for (buffer, (label, pages)) in labels.iter().zip(pack.pages).enumerate() {
+        let rings: Vec<(Label, Ring)> = labels
+            .into_iter()
+            .zip(&pack.rings)
+            .filter_map(|(label, ring)| Some((label, (*ring)?)))
+            .collect();
+        for (place, (label, ring)) in rings.iter().enumerate() {
             self.asm.bind(*label);
-            self.reserve_in(pack.index, buffer as u8, *pages, max, length, lost);
-            if buffer + 1 < labels.len() {
+            self.reserve_in(*ring, max, length, lost);
+            if place + 1 < rings.len() {
                 self.asm.jump(fill);
             }
         }
@@ -180,9 +192,11 @@ impl Emit<'_> {
 
     /// Takes a place. R0 old position, R1 the record's, R2 its offset in the page, R3 a scratch, R4 `outer`,
     /// R5 the head.
-    fn reserve_in(&mut self, pack: u16, buffer: u8, pages: u32, max: u16, length: Option<i32>, lost: Label) {
+    fn reserve_in(&mut self, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
+        let pages = ring.pages;
         let [again, next_page, placed, nested, exchange, got] = std::array::from_fn(|_| self.asm.label());
-        self.asm.map_value(Reg::R5, MapRef::Heads { pack, buffer }, 0);
+        self.asm
+            .map_value(Reg::R5, MapRef::Heads(ring.heads.map), ring.heads.at);
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
         self.asm
             .alu(Alu::Lsh, Reg::R1, head::BYTES.trailing_zeros().cast_signed());
@@ -258,7 +272,7 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
         self.asm.alu(Alu::Rsh, Reg::R3, 12);
         self.word(length);
-        self.page(pack, buffer, pages, lost);
+        self.page(ring, lost);
     }
 
     /// The slot `WORD` = length and tag. R3 the page's sequence number, kept; R5 the head.
@@ -284,7 +298,7 @@ impl Emit<'_> {
 
     /// R9 = the record, its word saying *reserved*, its page's head saying which page it is. R3 the page's sequence
     /// number.
-    fn page(&mut self, pack: u16, buffer: u8, pages: u32, lost: Label) {
+    fn page(&mut self, Ring { map, pages, .. }: Ring, lost: Label) {
         let current = self.asm.label();
         self.asm.mov(Reg::R9, Reg::R3);
         match pages.is_power_of_two() {
@@ -295,7 +309,7 @@ impl Emit<'_> {
         self.asm.alu(Alu::Mul, Reg::R1, pages.cast_signed());
         self.asm.alu(Alu::Add, Reg::R3, Reg::R1);
         self.asm.store(Size::B4, Reg::R10, slot::KEY, Reg::R3);
-        self.asm.map(Reg::R1, MapRef::Pages { pack, buffer });
+        self.asm.map(Reg::R1, MapRef::Pages(map));
         self.asm.mov(Reg::R2, Reg::R10);
         self.asm.alu(Alu::Add, Reg::R2, i32::from(slot::KEY));
         self.asm.call(Helper::MapLookupElem);

@@ -9,9 +9,11 @@ use lkst_rules::schema::Recipe;
 
 use super::record::{Record, Value};
 use super::{Emit, Kind, Known, LowerError, slot};
-use crate::asm::{Alu, Code, Cond, Helper, Label, MapRef, Reg, Size};
+use crate::arena::Spot;
+use crate::asm::{Alu, Code, Cond, Helper, Label, Reg, Size};
 use crate::features::Features;
 use crate::layout::{Encoding, RecordLayout, control, counter, state};
+use crate::numbers::{EventSpots, Ring, RuleSpots};
 
 /// A pack as every section of it sees it.
 #[derive(Debug)]
@@ -20,22 +22,29 @@ pub struct PackEnv<'p> {
     pub index: u16,
     /// What it means.
     pub plan: &'p Plan,
-    /// Where its block lies in the control map.
-    pub block: u32,
-    /// Pages a CPU of each buffer.
-    pub pages: &'p [u32],
+    /// Where its block lies.
+    pub block: Spot,
+    /// Each buffer's allocation; `None` for the number of one that is gone.
+    pub rings: Vec<Option<Ring>>,
     /// For each set, where its cap's cell lies among the counters.
-    pub caps: Vec<Option<u32>>,
-    /// For each rule, where its counters lie.
-    pub rule_counters: Vec<u32>,
+    pub caps: Vec<Option<Spot>>,
+    /// For each rule, where its words lie.
+    pub rules: Vec<RuleSpots>,
     /// `lkst:switched` and `lkst:refused`, where a rule switches, and where each one's counters lie.
-    pub changes: Option<[(RecordLayout, u32); 2]>,
+    pub changes: Option<[(RecordLayout, Spot); 2]>,
     /// Some `switch` has a `for`.
     pub switches_back: bool,
     /// Some rule stops the pack.
     pub stops: bool,
     /// Where the counters of `lkst:fired` lie.
-    pub fired_counters: u32,
+    pub fired_counters: Spot,
+}
+
+impl PackEnv<'_> {
+    /// Where a rule's words lie.
+    pub(super) fn rule(&self, rule: usize) -> RuleSpots {
+        self.rules.get(rule).copied().unwrap_or_default()
+    }
 }
 
 /// One pack's wish of one event.
@@ -45,11 +54,8 @@ pub struct Section<'p> {
     pub pack: &'p PackEnv<'p>,
     /// The wish.
     pub plan: &'p EventPlan,
-    /// Where the event's counters lie.
-    pub counters: u32,
-    /// Where in the control map that number stands. Code that events share reads it there: the verifier, which knows
-    /// every constant, would walk that code anew for each event.
-    pub counters_word: u32,
+    /// Where the event's words lie.
+    pub spots: EventSpots,
     /// The kinds of record that may come of it.
     pub records: Vec<(RecordLayout, Vec<Column>)>,
     /// For each member, the number of its list of columns.
@@ -87,9 +93,8 @@ pub fn program(
     kind: Kind,
     direct: bool,
     number: u16,
-    stride: u32,
 ) -> Result<(Code, u32), LowerError> {
-    let mut emit = Emit::new(features, kind, direct, number, stride);
+    let mut emit = Emit::new(features, kind, direct, number);
     emit.prologue();
     for section in sections {
         let end = emit.asm.label();
@@ -110,9 +115,8 @@ pub fn syscall_program(
     features: &Features,
     direct: bool,
     number: u16,
-    stride: u32,
 ) -> Result<(Code, u32), LowerError> {
-    let mut emit = Emit::new(features, Kind::Typed, direct, number, stride);
+    let mut emit = Emit::new(features, Kind::Typed, direct, number);
     emit.syscalls = true;
     emit.prologue();
     for leaves in packs {
@@ -154,8 +158,7 @@ impl Emit<'_> {
     /// R7 = the pack's state; to `end` where it has stopped.
     fn state(&mut self, pack: &PackEnv<'_>, end: Label) {
         self.asm.note(format!("pack {}", pack.plan.pack));
-        self.asm
-            .map_value(Reg::R1, MapRef::Control, pack.block + control::STATE);
+        self.control_word(Reg::R1, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R7, Reg::R1, 0);
         if pack.stops {
             self.asm.constant(Reg::R1, 1 << state::STOPPED_SHIFT);
@@ -193,7 +196,7 @@ impl Emit<'_> {
 
     /// Record, decide, act.
     fn steps<'p>(&mut self, section: &'p Section<'p>, end: Label, shared: Option<&mut Shared<'p>>) {
-        self.unreadable_counter = Some(section.counters + counter::UNREADABLE);
+        self.unreadable_counter = Some(section.spots.counters.plus(counter::UNREADABLE));
         let decides = !section.plan.triggers.is_empty();
         if decides {
             self.asm.store_imm(Size::B8, Reg::R10, slot::RECORDED, 0);
@@ -253,7 +256,7 @@ impl Emit<'_> {
             // R9 is set only where a member was over its cap, and then the CPU is known.
             self.asm.branch(Cond::Eq, Reg::R9, 0, after);
             self.need_who();
-            self.count(section.counters + counter::CAPPED);
+            self.count(section.spots.counters.plus(counter::CAPPED));
         }
         self.asm.jump(after);
         self.asm.bind(wanted);
@@ -310,15 +313,14 @@ impl Emit<'_> {
     /// To `no` where the set's time is over. Needs the clock. Uses R1.
     pub(super) fn unless_in_time(&mut self, pack: &PackEnv<'_>, set: usize, no: Label) {
         if pack.plan.sets.get(set).is_some_and(|s| s.timed) {
-            let until = pack.block + control::SET_UNTIL + 8 * set as u32;
-            self.asm.map_value(Reg::R1, MapRef::Control, until);
+            self.control_word(Reg::R1, pack.block.plus(control::SET_UNTIL + 8 * set as u32));
             self.asm.load(Size::B8, Reg::R1, Reg::R1, 0);
             self.asm.branch(Cond::Ge, Reg::R8, Reg::R1, no);
         }
     }
 
     /// Takes one from a cap of `max` in a second; to `next` with R9 marked where there is none left.
-    fn take_from_cap(&mut self, cell: u32, max: u32, next: Label) {
+    fn take_from_cap(&mut self, cell: Spot, max: u32, next: Label) {
         let (same_second, room, over) = (self.asm.label(), self.asm.label(), self.asm.label());
         self.counter_in_r1(cell);
         self.asm
@@ -367,22 +369,23 @@ impl Emit<'_> {
                 Some((shared, shape)) => {
                     self.asm
                         .store_imm(Size::B8, Reg::R10, slot::ID, i32::from(record.layout.id));
-                    self.asm
-                        .map_value(Reg::R1, MapRef::Control, section.counters_word);
+                    self.control_word(Reg::R1, section.spots.word);
                     self.asm.load(Size::B8, Reg::R1, Reg::R1, 0);
-                    let last = self.counters_stride - counter::EVENT_BYTES;
+                    let last = counter::STRIDE - counter::EVENT_BYTES;
                     let exit = self.exit;
                     self.asm.branch(Cond::Gt, Reg::R1, last.cast_signed(), exit);
                     self.asm.store(Size::B8, Reg::R10, slot::COUNTERS, Reg::R1);
-                    let label = shared.entry(format!("{shape:?}")).or_insert_with(|| {
-                        (
-                            self.asm.label(),
-                            Record {
-                                shared: true,
-                                ..record
-                            },
-                        )
-                    });
+                    let label = shared
+                        .entry(format!("{} {shape:?}", record.counters.map))
+                        .or_insert_with(|| {
+                            (
+                                self.asm.label(),
+                                Record {
+                                    shared: true,
+                                    ..record
+                                },
+                            )
+                        });
                     self.asm.jump(label.0);
                 }
                 None => {
@@ -430,12 +433,12 @@ impl<'p> Section<'p> {
     /// The record with this index.
     pub(super) fn record(&'p self, index: usize) -> Option<Record<'p>> {
         let (layout, columns) = self.records.get(index)?;
-        Some(record_of(layout, columns, self.counters))
+        Some(record_of(layout, columns, self.spots.counters))
     }
 }
 
 /// A record of a layout whose columns are found by name; what has no column is the constant 0.
-pub(super) fn record_of<'p>(layout: &RecordLayout, columns: &'p [Column], counters: u32) -> Record<'p> {
+pub(super) fn record_of<'p>(layout: &RecordLayout, columns: &'p [Column], counters: Spot) -> Record<'p> {
     let values = layout
         .columns
         .iter()
@@ -472,7 +475,7 @@ fn shape(record: &Record<'_>) -> Option<Shape> {
         .collect()
 }
 
-fn cap_of(section: &Section<'_>, member: &Member) -> Option<u32> {
+fn cap_of(section: &Section<'_>, member: &Member) -> Option<Spot> {
     section.pack.caps.get(member.set).copied().flatten()
 }
 

@@ -100,13 +100,14 @@ impl Emit<'_> {
 
     /// Adds one to the event's unreadable texts. `CPU` may not be known yet.
     fn count_unreadable(&mut self) {
-        let Some(offset) = self.unreadable_counter else {
+        let Some(spot) = self.unreadable_counter else {
             return;
         };
         self.cpu_in_r0();
-        self.asm.map_value(Reg::R1, crate::asm::MapRef::Counters, offset);
         self.asm
-            .alu(Alu::Mul, Reg::R0, self.counters_stride.cast_signed());
+            .map_value(Reg::R1, crate::asm::MapRef::Counters(spot.map), spot.at);
+        self.asm
+            .alu(Alu::Mul, Reg::R0, crate::layout::counter::STRIDE.cast_signed());
         self.asm.alu(Alu::Add, Reg::R1, Reg::R0);
         self.asm.load(Size::B8, Reg::R2, Reg::R1, 0);
         self.asm.alu(Alu::Add, Reg::R2, 1);

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use lkst::command::build_diagnostic;
 use lkst_probes::features::Features;
 use lkst_probes::image;
+use lkst_probes::numbers::Numbers;
 use lkst_rules::diagnostic::{Diagnostics, render};
 use lkst_rules::source::Source;
 use lkst_rules::testing::Fixture;
@@ -29,7 +30,12 @@ pub(crate) fn fail(case: &Case) -> Result<String> {
         long_jumps: true,
         compat_status: None,
     };
-    let Err(error) = image::build(&[Arc::new(plan)], &features, &BTreeSet::new()) else {
+    let Err(error) = image::build(
+        &[Arc::new(plan)],
+        &features,
+        &BTreeSet::new(),
+        &mut Numbers::new(2),
+    ) else {
         bail!("it has programs");
     };
     let diagnostic = build_diagnostic(&error.error).with_context(|| error.error.to_string())?;

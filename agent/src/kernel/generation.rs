@@ -1,0 +1,584 @@
+//! Plans in, a generation of programs in force out: the first one, and each that follows.
+//!
+//! ```text
+//! stage: number, generate, make maps, load what changed   (nothing running is touched; may fail)
+//! install: write new words, set the idle slots, attach    (nothing running is touched; may fail)
+//! commit: one 8-byte store of the generation              (each hit, on each CPU, sees the one or the other, whole)
+//! settle: a grace period; then what is left over goes
+//! ```
+//!
+//! INVARIANT: between two changes the slot in force of every dispatcher holds its program, and the idle one holds the
+//! same, or nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use aya::maps::{HashMap, Map, MapData, MapError, ProgramArray, RingBuf};
+use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Ebpf, EbpfLoader};
+use lkst_probes::asm::MapRef;
+use lkst_probes::image::{self, Image, MapImage, PackImage, ProgramImage};
+use lkst_probes::layout::{control, counter, state};
+use lkst_probes::lower;
+use lkst_probes::numbers::{Numbers, Words};
+use lkst_rules::plan::Plan;
+
+use super::link::{Grace, attach_classic};
+use super::load::{Environment, LoadError, event_name, load_code, make_map, program_fd, random};
+use super::loaded::{Loaded, LoadedProgram};
+use super::memory::Mapping;
+use super::ring::Rings;
+
+/// A generation that is ready and not in force.
+struct Staged {
+    image: Image,
+    numbers: Numbers,
+    maps: BTreeMap<MapRef, MapData>,
+    control: Vec<Mapping>,
+    counters: Vec<Mapping>,
+    heads: Vec<Arc<Mapping>>,
+    rings: BTreeMap<u32, Rings>,
+    /// New events.
+    new: BTreeMap<u16, LoadedProgram>,
+    /// Events that have a program, whose program is another now.
+    changed: BTreeMap<u16, (Ebpf, [u64; 2])>,
+    /// For events that are not wanted any more.
+    idle: BTreeMap<u16, Ebpf>,
+}
+
+/// What a change of generation left behind.
+#[derive(Debug)]
+pub struct Former {
+    /// The packs as they were.
+    pub packs: Vec<PackImage>,
+    /// Buffers that are gone or changed, by the pack's place among those: nothing writes to them any more.
+    pub buffers: Vec<(usize, Rings)>,
+    /// Programs that were loaded for the change.
+    pub loaded: usize,
+}
+
+/// Loads and attaches everything; [`Loaded::start`] starts it.
+///
+/// # Errors
+/// See [`LoadError`]; then nothing of it stays in the kernel.
+pub fn load(plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Loaded, LoadError> {
+    let numbers = Numbers::new(env.features.cpus);
+    let mut none = numbers.clone();
+    let image = image::build(&[], &env.features, &BTreeSet::new(), &mut none).map_err(LoadError::Build)?;
+    let notices = image.maps.iter().find(|map| map.map == MapRef::Notices);
+    let notices = match notices {
+        Some(image) => make_map(image)?,
+        None => return Err(map_error(MapRef::Notices, MapError::KeyNotFound)),
+    };
+    let ring = Map::from_map_data(try_clone(&notices)?)
+        .and_then(RingBuf::try_from)
+        .map_err(|error| map_error(MapRef::Notices, error))?;
+    let grace = Grace::new().map_err(LoadError::Grace)?;
+    let mut loaded = Loaded::new(image, numbers, env.features.cpus, ring, grace);
+    loaded.maps.insert(MapRef::Notices, notices);
+    let staged = loaded.stage(plans, env)?;
+    loaded.install(staged, env)?;
+    Ok(loaded)
+}
+
+fn map_error(map: MapRef, error: MapError) -> LoadError {
+    LoadError::Map {
+        map: map.to_string(),
+        error,
+    }
+}
+
+fn memory_error(map: MapRef) -> impl Fn(io::Error) -> LoadError {
+    move |error| LoadError::Memory {
+        map: map.to_string(),
+        error,
+    }
+}
+
+/// Another handle of the same map.
+fn try_clone(map: &MapData) -> Result<MapData, LoadError> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(memory_error(MapRef::Notices))?;
+    MapData::from_fd(fd).map_err(|error| map_error(MapRef::Notices, error))
+}
+
+impl Loaded {
+    /// Which generation is in force; 0 before the start.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        let control = self.control.first();
+        control.map_or(0, |c| c.u64(control::GENERATION as usize).load(Ordering::SeqCst))
+    }
+
+    /// Which slot of the dispatchers is not in force.
+    fn idle_slot(&self) -> u32 {
+        (self.generation() + 1) as u32 & 1
+    }
+
+    fn commit(&self) {
+        if let Some(control) = self.control.first() {
+            let generation = control.u64(control::GENERATION as usize);
+            generation.store(self.generation() + 1, Ordering::SeqCst);
+        }
+    }
+
+    /// Starts everything at once.
+    pub fn start(&self) {
+        self.commit();
+    }
+
+    /// Stops everything, and returns when no program is running any more.
+    ///
+    /// # Errors
+    /// Where waiting is impossible; everything has stopped all the same.
+    pub fn stop(&mut self) -> io::Result<()> {
+        let idle = self.idle_slot();
+        for program in self.programs.values_mut() {
+            // Empty already, unless the generation has changed before.
+            match program.slots.clear_index(&idle) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+            if let Some(holds) = program.in_slots.get_mut(idle as usize) {
+                *holds = false;
+            }
+        }
+        self.commit();
+        self.grace()
+    }
+
+    /// Lets other plans take the place of those in force, exactly between two hits. What did not change is not touched.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; then the old generation goes on, untouched.
+    pub fn reload(&mut self, plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Former, LoadError> {
+        let staged = self.stage(plans, env)?;
+        let loaded = staged.new.len() + staged.changed.len();
+        let former = self.install(staged, env)?;
+        self.commit();
+        let mut former = self.settle(former)?;
+        former.loaded = loaded;
+        Ok(former)
+    }
+
+    fn stage(&mut self, plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Staged, LoadError> {
+        loop {
+            let mut numbers = self.numbers.clone();
+            let image = image::build(plans, &env.features, &self.probe_reads, &mut numbers)
+                .map_err(LoadError::Build)?;
+            match self.stage_image(image, numbers, env) {
+                // The verifier of another kernel may refuse a plain load that BTF lets us expect: then this event's
+                // program reads by probe reads alone.
+                Err(LoadError::Program { attach, error })
+                    if attach.typed
+                        && matches!(*error, ProgramError::LoadError { .. })
+                        && self.probe_reads.insert(attach.name.clone()) =>
+                {
+                    tracing::debug!(event = attach.name, %error, "plain loads refused, using probe reads");
+                }
+                staged => return staged,
+            }
+        }
+    }
+
+    fn stage_image(
+        &self,
+        mut image: Image,
+        numbers: Numbers,
+        env: &Environment<'_>,
+    ) -> Result<Staged, LoadError> {
+        let mut maps = BTreeMap::new();
+        let known = |map: MapRef| match map {
+            MapRef::Slots(number) => self.programs.contains_key(&number),
+            map => self.maps.contains_key(&map),
+        };
+        for map in image.maps.iter().filter(|map| !known(map.map)) {
+            maps.insert(map.map, make_map(map)?);
+        }
+        let mut staged = Staged {
+            control: new_mappings(&image, &maps, |map| matches!(map, MapRef::Control(_)))?,
+            counters: new_mappings(&image, &maps, |map| matches!(map, MapRef::Counters(_)))?,
+            heads: new_mappings(&image, &maps, |map| matches!(map, MapRef::Heads(_)))?
+                .into_iter()
+                .map(Arc::new)
+                .collect(),
+            rings: BTreeMap::new(),
+            new: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            idle: BTreeMap::new(),
+            image: Image {
+                packs: Vec::new(),
+                programs: Vec::new(),
+                maps: Vec::new(),
+                follows_command: false,
+            },
+            numbers,
+            maps,
+        };
+        self.stage_rings(&image, &mut staged, env)?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for program in &mut image.programs {
+            self.stage_program(program, &mut staged, &mut loader, env)?;
+            // The kernel has it now.
+            program.code.insns = Vec::new();
+            program.code.notes = Vec::new();
+        }
+        let wanted: BTreeSet<u16> = image.programs.iter().map(|program| program.number).collect();
+        for (number, program) in self
+            .programs
+            .iter()
+            .filter(|(number, _)| !wanted.contains(number))
+        {
+            let code =
+                lower::idle().map_err(|error| LoadError::Build(image::BuildError { pack: 0, error }))?;
+            let idle = load_code(&mut loader, &program.attach, &code, |_| None, env.btf)?;
+            staged.idle.insert(*number, idle);
+        }
+        staged.image = image;
+        Ok(staged)
+    }
+
+    fn stage_rings(
+        &self,
+        image: &Image,
+        staged: &mut Staged,
+        env: &Environment<'_>,
+    ) -> Result<(), LoadError> {
+        for pack in &image.packs {
+            for (buffer, ring) in pack.plan.buffers.iter().zip(&pack.rings) {
+                let Some(ring) = ring.filter(|ring| !self.rings.contains_key(&ring.map)) else {
+                    continue;
+                };
+                let map = MapRef::Pages(ring.map);
+                let pages = new_mappings(image, &staged.maps, |of| *of == map)?;
+                let heads = self.heads.iter().chain(&staged.heads);
+                let heads = heads.clone().nth(usize::from(ring.heads.map));
+                let (Some(pages), Some(heads)) = (pages.into_iter().next(), heads) else {
+                    return Err(map_error(map, MapError::KeyNotFound));
+                };
+                let cpus = env.features.cpus as usize;
+                let heads = (heads.clone(), ring.heads.at as usize);
+                let rings = Rings::prepare(&buffer.name, heads, pages, cpus, env.uuid, random)
+                    .map_err(memory_error(map))?;
+                staged.rings.insert(ring.map, rings);
+            }
+        }
+        Ok(())
+    }
+
+    fn stage_program(
+        &self,
+        program: &ProgramImage,
+        staged: &mut Staged,
+        loader: &mut EbpfLoader<'_>,
+        env: &Environment<'_>,
+    ) -> Result<(), LoadError> {
+        let number = program.number;
+        let digest = program.code.digest();
+        let known = self.programs.get(&number);
+        if known.is_some_and(|known| known.digest == digest) {
+            return Ok(());
+        }
+        let fd = |map: MapRef| {
+            let data = staged.maps.get(&map).or_else(|| self.maps.get(&map));
+            data.map(|data| data.fd().as_fd().as_raw_fd())
+        };
+        let attach = &program.attach;
+        let main = load_code(loader, attach, &program.code, fd, env.btf)?;
+        if known.is_some() {
+            staged.changed.insert(number, (main, digest));
+            return Ok(());
+        }
+        let dispatcher = load_code(loader, attach, &program.dispatcher, fd, env.btf)?;
+        let slots = MapRef::Slots(number);
+        let data = staged.maps.remove(&slots);
+        let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
+        let slots = Map::from_map_data(data)
+            .and_then(ProgramArray::try_from)
+            .map_err(|error| map_error(slots, error))?;
+        let new = LoadedProgram {
+            attach: attach.clone(),
+            classic: None,
+            dispatcher,
+            slots,
+            in_slots: [false; 2],
+            program: main,
+            digest,
+        };
+        staged.new.insert(number, new);
+        Ok(())
+    }
+
+    /// Everything but the store that puts it in force.
+    fn install(&mut self, mut staged: Staged, env: &Environment<'_>) -> Result<Former, LoadError> {
+        let idle = self.idle_slot();
+        let place = idle as usize;
+        for (number, program) in &mut self.programs {
+            let attach = program.attach.clone();
+            let target = match (staged.changed.get(number), staged.idle.get(number)) {
+                (Some((changed, _)), _) => changed,
+                (None, Some(idle)) => idle,
+                (None, None) if program.in_slots.get(place) == Some(&true) => continue,
+                (None, None) => &program.program,
+            };
+            let is_current = std::ptr::eq(target, &raw const program.program);
+            let target = program_fd(target, &attach)?;
+            if let Some(holds) = program.in_slots.get_mut(place) {
+                *holds = is_current;
+            }
+            program
+                .slots
+                .set(idle, target, 0)
+                .map_err(|error| map_error(MapRef::Slots(*number), error))?;
+        }
+        for (number, program) in &mut staged.new {
+            let target = program_fd(&program.program, &program.attach)?;
+            program
+                .slots
+                .set(idle, target, 0)
+                .map_err(|error| map_error(MapRef::Slots(*number), error))?;
+            if let Some(holds) = program.in_slots.get_mut(place) {
+                *holds = true;
+            }
+            program.attach(env)?;
+        }
+        if staged.image.follows_command
+            && self.traced.is_none()
+            && let Some(data) = staged.maps.get(&MapRef::Traced)
+        {
+            let map = Map::from_map_data(try_clone(data)?).and_then(HashMap::try_from);
+            self.traced = Some(map.map_err(|error| map_error(MapRef::Traced, error))?);
+        }
+        // From here on nothing can fail.
+        let first = self.control.is_empty();
+        self.control.append(&mut staged.control);
+        self.counters.append(&mut staged.counters);
+        self.heads.append(&mut staged.heads);
+        if first && let Some(control) = self.control.first() {
+            control
+                .u32(control::SELF_TGID as usize)
+                .store(std::process::id(), Ordering::Relaxed);
+        }
+        self.maps.append(&mut staged.maps);
+        self.write_words(&staged);
+        for (number, (program, digest)) in staged.changed {
+            if let Some(known) = self.programs.get_mut(&number) {
+                known.program = program;
+                known.digest = digest;
+                known.in_slots = [idle == 0, idle == 1];
+            }
+        }
+        self.programs.append(&mut staged.new);
+        self.rings.append(&mut staged.rings);
+        self.numbers = staged.numbers;
+        let old = std::mem::replace(&mut self.image, staged.image);
+        Ok(Former {
+            packs: old.packs,
+            buffers: Vec::new(),
+            loaded: 0,
+        })
+    }
+
+    /// Writes the words that nothing uses yet.
+    fn write_words(&self, staged: &Staged) {
+        for taken in staged.numbers.taken() {
+            let map = usize::from(taken.spot.map);
+            let zeros = vec![0; taken.bytes as usize];
+            match taken.kind {
+                Words::Control => {
+                    if let Some(control) = self.control.get(map) {
+                        control.write(taken.spot.at as usize, &zeros);
+                    }
+                }
+                Words::Counters => {
+                    for cpu in 0..self.cpus() {
+                        if let Some(counters) = self.counters.get(map) {
+                            let at = cpu * counter::STRIDE as usize + taken.spot.at as usize;
+                            counters.write(at, &zeros);
+                        }
+                    }
+                }
+                // `Rings::prepare` has written those.
+                Words::Heads => {}
+            }
+        }
+        let store = |spot, value| {
+            if let Some(word) = self.word(spot) {
+                word.store(value, Ordering::SeqCst);
+            }
+        };
+        for pack in &staged.image.packs {
+            for event in &pack.events {
+                if let Some(word) = event.word {
+                    store(word, event.counters.at.into());
+                }
+            }
+            let fresh = if pack.fresh { pack.sets() } else { pack.fresh_sets };
+            for set in (0..state::SETS).filter(|set| fresh >> set & 1 == 1) {
+                store(
+                    pack.block.plus(control::SET_UNTIL + 8 * set),
+                    control::SINCE_START,
+                );
+            }
+            if pack.fresh {
+                store(pack.block.plus(control::SWITCH_UNTIL), u64::MAX);
+                store(pack.block.plus(control::STATE), pack.start());
+            } else if fresh != 0 {
+                // No program in force knows these bits.
+                let word = self.word(pack.block.plus(control::STATE));
+                change(word, |word| Some(word & !fresh | fresh & pack.start()));
+            }
+        }
+    }
+
+    /// The store has been made: once no program of the old generation is running, what only it needed goes.
+    fn settle(&mut self, mut former: Former) -> Result<Former, LoadError> {
+        self.grace().map_err(LoadError::Grace)?;
+        let in_force = (self.generation() & 1) as u32;
+        let wanted: BTreeSet<u16> = self.image.programs.iter().map(|program| program.number).collect();
+        let mut leaving = Vec::new();
+        for number in self.programs.keys().copied().collect::<Vec<_>>() {
+            if !wanted.contains(&number) {
+                leaving.extend(self.programs.remove(&number));
+                continue;
+            }
+            let Some(program) = self.programs.get_mut(&number) else {
+                continue;
+            };
+            let other = 1 - in_force;
+            if program.in_slots.get(other as usize) == Some(&false) {
+                let target = program_fd(&program.program, &program.attach)?;
+                // Where it fails, the next change of generation does it.
+                let set = program.slots.set(other, target, 0);
+                if let Some(holds) = program.in_slots.get_mut(other as usize) {
+                    *holds = set.is_ok();
+                }
+            }
+        }
+        // Taking a program off a tracepoint takes up to 75 ms.
+        if !leaving.is_empty() {
+            std::thread::spawn(move || drop(leaving));
+        }
+        self.settle_states(&former);
+        let used: BTreeSet<u32> = self
+            .image
+            .packs
+            .iter()
+            .flat_map(|pack| pack.rings.iter().flatten())
+            .map(|ring| ring.map)
+            .collect();
+        for (place, pack) in former.packs.iter().enumerate() {
+            for ring in pack.rings.iter().flatten() {
+                if let Some(mut rings) = (!used.contains(&ring.map))
+                    .then(|| self.rings.remove(&ring.map))
+                    .flatten()
+                {
+                    rings.freeze();
+                    former.buffers.push((place, rings));
+                }
+            }
+        }
+        let named: BTreeSet<MapRef> = self.image.maps.iter().map(|map| map.map).collect();
+        self.maps.retain(|map, _| named.contains(map));
+        self.numbers.sweep();
+        Ok(former)
+    }
+
+    /// Brings the states of packs that live on to what the new rules say.
+    fn settle_states(&self, former: &Former) {
+        for pack in self.image.packs.iter().filter(|pack| !pack.fresh) {
+            let Some(old) = former.packs.iter().find(|old| old.index == pack.index) else {
+                continue;
+            };
+            let until = |set: u32| self.word(pack.block.plus(control::SET_UNTIL + 8 * set));
+            let state = self.word(pack.block.plus(control::STATE));
+            let lives = pack.sets() & !pack.fresh_sets;
+            let gone = old.sets() & !pack.sets();
+            let put_in = pack.start() & !old.start() & lives;
+            let mut taken_out = old.start() & !pack.start() & lives;
+            for set in 0..state::SETS {
+                let Some(until) = until(set) else { continue };
+                if put_in >> set & 1 == 1 {
+                    until.store(control::SINCE_START, Ordering::SeqCst);
+                } else if until.load(Ordering::SeqCst) != control::SINCE_START {
+                    // A firing enabled it: that is the rules' own doing.
+                    taken_out &= !(1 << set);
+                }
+            }
+            change(state, |word| {
+                let current = state::current(word);
+                let mut new = word & !gone & !taken_out | put_in;
+                if pack.rings.get(current).is_none_or(Option::is_none) {
+                    new &= !(7 << state::CURRENT_SHIFT);
+                }
+                for buffer in 0..state::BUFFERS as usize {
+                    if pack.rings.get(buffer).is_none_or(Option::is_none) {
+                        new &= !(1 << state::KEPT_SHIFT << buffer);
+                    }
+                }
+                (new != word).then_some(new)
+            });
+        }
+    }
+}
+
+/// Changes a state word as a program would: by compare-and-exchange, with a new sequence number.
+fn change(word: Option<&std::sync::atomic::AtomicU64>, change: impl Fn(u64) -> Option<u64>) {
+    let Some(word) = word else { return };
+    let mut old = word.load(Ordering::SeqCst);
+    while let Some(new) = change(old) {
+        match word.compare_exchange(old, state::bumped(new), Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(_) => return,
+            Err(met) => old = met,
+        }
+    }
+}
+
+fn is_missing(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The memory of those maps that were just made, in the image's order.
+fn new_mappings(
+    image: &Image,
+    maps: &BTreeMap<MapRef, MapData>,
+    which: impl Fn(&MapRef) -> bool,
+) -> Result<Vec<Mapping>, LoadError> {
+    let mapping = |image: &MapImage| {
+        let data = maps.get(&image.map)?;
+        let bytes = image.value_bytes as usize * image.entries as usize;
+        Some(Mapping::new(data.fd().as_fd(), bytes).map_err(memory_error(image.map)))
+    };
+    let wanted = image.maps.iter().filter(|image| which(&image.map));
+    wanted.filter_map(mapping).collect()
+}
+
+impl LoadedProgram {
+    fn attach(&mut self, env: &Environment<'_>) -> Result<(), LoadError> {
+        let event = event_name(&self.attach);
+        let fail = |error: String| LoadError::Attach {
+            event: event.clone(),
+            error,
+        };
+        if self.attach.typed {
+            let program = self.dispatcher.program_mut(&self.attach.symbol());
+            let typed: &mut BtfTracePoint = program
+                .ok_or_else(|| fail("no program".to_owned()))?
+                .try_into()
+                .map_err(|e: ProgramError| fail(e.to_string()))?;
+            // The link stays with the program, and goes with it.
+            typed.attach().map(drop).map_err(|e| fail(e.to_string()))
+        } else {
+            let id = env.tracefs.id(&self.attach.system, &self.attach.name);
+            let id = id.map_err(|e| fail(e.to_string()))?;
+            let program = program_fd(&self.dispatcher, &self.attach)?;
+            self.classic = Some(attach_classic(program.as_fd(), id).map_err(|e| fail(e.to_string()))?);
+            Ok(())
+        }
+    }
+}
