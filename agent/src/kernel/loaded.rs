@@ -273,7 +273,7 @@ impl Loaded {
     /// Loads and attaches what follows COMMAND: `codes` on `sched_process_fork` and `sched_process_exit`.
     ///
     /// # Errors
-    /// As [`load`].
+    /// As [`super::generation::load`].
     pub fn follow(&mut self, codes: &[Code; 2], btf: &Btf) -> Result<(), LoadError> {
         let traced = self
             .maps
