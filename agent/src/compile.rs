@@ -10,7 +10,7 @@ use lkst_rules::plan::Plan;
 use lkst_rules::schema::Schema;
 use lkst_rules::{Options, Pack, compile};
 
-use crate::pack::{ReadError, read};
+use crate::pack::{PackText, ReadError, read};
 
 /// A pack and what was said of it.
 #[derive(Debug)]
@@ -42,19 +42,27 @@ impl Compiled {
 /// # Errors
 /// [`ReadError`] where the path holds no packs that could be read.
 pub fn compile_path(path: &Path, options: &Options, schema: &dyn Schema) -> Result<Vec<Compiled>, ReadError> {
-    let found = read(path)?;
-    let compiled = found.packs.into_iter().map(|(pack, mut diagnostics)| {
-        let (plan, more) = if diagnostics.has_errors() {
-            (None, Diagnostics::default())
-        } else {
-            compile(&pack, options, schema)
-        };
-        diagnostics.list.extend(more.list);
-        Compiled {
-            pack,
-            plan: plan.map(Arc::new),
-            diagnostics,
-        }
-    });
-    Ok(compiled.collect())
+    let texts = read(path)?.packs.into_iter();
+    Ok(texts.map(|text| compile_text(text, options, schema)).collect())
+}
+
+/// Compiles one pack that was read.
+#[must_use]
+pub fn compile_text(text: PackText, options: &Options, schema: &dyn Schema) -> Compiled {
+    let PackText {
+        pack,
+        mut diagnostics,
+        hash: _,
+    } = text;
+    let (plan, more) = if diagnostics.has_errors() {
+        (None, Diagnostics::default())
+    } else {
+        compile(&pack, options, schema)
+    };
+    diagnostics.list.extend(more.list);
+    Compiled {
+        pack,
+        plan: plan.map(Arc::new),
+        diagnostics,
+    }
 }

@@ -5,5 +5,7 @@ pub mod command;
 pub mod compile;
 pub mod kernel;
 pub mod pack;
+pub mod rules_dir;
 pub mod session;
 pub mod trace;
+pub mod trust;
