@@ -1,8 +1,10 @@
 //! The agent and command `lkst`: rules in, kernel programs loaded and attached, traces out.
 
+pub mod accounts;
 pub mod cli;
 pub mod command;
 pub mod compile;
+pub mod config;
 pub mod kernel;
 pub mod pack;
 pub mod rules_dir;
