@@ -11,3 +11,4 @@ pub mod rules_dir;
 pub mod session;
 pub mod trace;
 pub mod trust;
+pub mod watch;
