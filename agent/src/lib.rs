@@ -5,6 +5,7 @@ pub mod cli;
 pub mod command;
 pub mod compile;
 pub mod config;
+pub mod guard;
 pub mod kernel;
 pub mod pack;
 pub mod rules_dir;
