@@ -92,6 +92,8 @@ impl Lab {
             btf: Some(&self.btf),
             tracefs: self.schema.tracefs(),
             uuid: [7; 16],
+            pins: None,
+            memo: "",
         })
     }
 

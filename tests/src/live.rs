@@ -53,6 +53,8 @@ impl Machine {
             btf: Some(&self.btf),
             tracefs: &self.tracefs,
             uuid: [0x7e; 16],
+            pins: None,
+            memo: "",
         };
         lkst::kernel::generation::load(plans, &env)
     }

@@ -76,6 +76,8 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         btf: btf.as_ref(),
         tracefs: schema.tracefs(),
         uuid: host.uuid,
+        pins: None,
+        memo: "",
     };
     let mut loaded = load(&plans, &env).map_err(|error| load_failed(error, &compiled))?;
     if loaded.image.follows_command {

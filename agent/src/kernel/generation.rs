@@ -12,13 +12,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{HashMap, Map, MapData, MapError, ProgramArray, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Ebpf, EbpfLoader};
+use aya::EbpfLoader;
+use aya::maps::{HashMap, Map, MapData, MapError, RingBuf};
+use aya::programs::ProgramError;
 use lkst_probes::asm::MapRef;
 use lkst_probes::image::{self, Image, MapImage, PackImage, ProgramImage};
 use lkst_probes::layout::{control, counter, state};
@@ -26,10 +26,12 @@ use lkst_probes::lower;
 use lkst_probes::numbers::{Numbers, Words};
 use lkst_rules::plan::Plan;
 
-use super::link::{Grace, attach_classic};
-use super::load::{Environment, LoadError, event_name, load_code, make_map, program_fd, random};
+use super::adopt::Manifest;
+use super::link::{Grace, attach_classic, attach_typed, clear_slot, set_slot};
+use super::load::{Environment, LoadError, event_name, load_code, make_map, random};
 use super::loaded::{Loaded, LoadedProgram};
 use super::memory::Mapping;
+use super::pins::{Handle, LINK, Pins};
 use super::ring::Rings;
 
 /// A generation that is ready and not in force.
@@ -44,9 +46,75 @@ struct Staged {
     /// New events.
     new: BTreeMap<u16, LoadedProgram>,
     /// Events that have a program, whose program is another now.
-    changed: BTreeMap<u16, (Ebpf, [u64; 2])>,
+    changed: BTreeMap<u16, (OwnedFd, [u64; 2])>,
     /// For events that are not wanted any more.
-    idle: BTreeMap<u16, Ebpf>,
+    idle: BTreeMap<u16, OwnedFd>,
+}
+
+/// Names that are given while nothing is in force yet: they go again where that comes to nothing.
+struct Naming {
+    pins: Option<Arc<Pins>>,
+    given: Vec<String>,
+}
+
+impl Naming {
+    fn give(&mut self, name: String, object: BorrowedFd<'_>) -> Result<(), LoadError> {
+        if let Some(pins) = &self.pins {
+            pins.pin(&name, object).map_err(|error| pin_error(&name, error))?;
+            self.given.push(name);
+        }
+        Ok(())
+    }
+
+    /// A handle of an object that nobody else holds.
+    fn handle(&mut self, name: String, object: OwnedFd) -> Result<Handle, LoadError> {
+        let handle = Handle::Held(object);
+        let Some(pins) = &self.pins else {
+            return Ok(handle);
+        };
+        let named = handle.into_named(pins, name.clone());
+        let named = named.map_err(|error| pin_error(&name, error))?;
+        self.given.push(name);
+        Ok(named)
+    }
+}
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        for name in &self.given {
+            if let Some(pins) = &self.pins
+                && let Err(error) = pins.remove(name)
+            {
+                tracing::warn!(name, %error, "a name could not be removed");
+            }
+        }
+    }
+}
+
+fn pin_error(name: &str, error: io::Error) -> LoadError {
+    LoadError::Pin {
+        name: name.to_owned(),
+        error,
+    }
+}
+
+/// The name of a map.
+pub(super) fn map_name(map: MapRef) -> String {
+    format!("map_{map}")
+}
+
+/// The name of what an event's dispatcher goes to.
+pub(super) fn program_name(number: u16, digest: [u64; 2]) -> String {
+    format!("program_{number}_{:016x}", digest[0])
+}
+
+/// The names of an event's dispatcher, slots and link.
+pub(super) fn event_names(number: u16) -> [String; 3] {
+    [
+        format!("dispatcher_{number}"),
+        format!("slots_{number}"),
+        format!("{LINK}{number}"),
+    ]
 }
 
 /// What a change of generation left behind.
@@ -58,6 +126,8 @@ pub struct Former {
     pub buffers: Vec<(usize, Rings)>,
     /// Programs that were loaded for the change.
     pub loaded: usize,
+    /// What nobody needs once no program of the old generation is running.
+    pub(super) names: Vec<String>,
 }
 
 /// Loads and attaches everything; [`Loaded::start`] starts it.
@@ -78,6 +148,7 @@ pub fn load(plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Loaded, LoadEr
         .map_err(|error| map_error(MapRef::Notices, error))?;
     let grace = Grace::new().map_err(LoadError::Grace)?;
     let mut loaded = Loaded::new(image, numbers, env.features.cpus, ring, grace);
+    loaded.pins = env.pins.clone();
     loaded.maps.insert(MapRef::Notices, notices);
     let staged = loaded.stage(plans, env)?;
     loaded.install(staged, env)?;
@@ -138,11 +209,7 @@ impl Loaded {
         let idle = self.idle_slot();
         for program in self.programs.values_mut() {
             // Empty already, unless the generation has changed before.
-            match program.slots.clear_index(&idle) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) if is_missing(&error) => {}
-                Err(error) => return Err(io::Error::other(error)),
-            }
+            program.slots.with(|slots| clear_slot(slots, idle))?;
             if let Some(holds) = program.in_slots.get_mut(idle as usize) {
                 *holds = false;
             }
@@ -158,6 +225,7 @@ impl Loaded {
     pub fn reload(&mut self, plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Former, LoadError> {
         let staged = self.stage(plans, env)?;
         let loaded = staged.new.len() + staged.changed.len();
+        self.forget_former();
         let former = self.install(staged, env)?;
         self.commit();
         let mut former = self.settle(former)?;
@@ -298,14 +366,12 @@ impl Loaded {
         let slots = MapRef::Slots(number);
         let data = staged.maps.remove(&slots);
         let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
-        let slots = Map::from_map_data(data)
-            .and_then(ProgramArray::try_from)
-            .map_err(|error| map_error(slots, error))?;
+        let fd = data.fd().as_fd().try_clone_to_owned();
         let new = LoadedProgram {
             attach: attach.clone(),
-            classic: None,
+            _link: None,
             dispatcher,
-            slots,
+            slots: Handle::Held(fd.map_err(memory_error(slots))?),
             in_slots: [false; 2],
             program: main,
             digest,
@@ -318,34 +384,49 @@ impl Loaded {
     fn install(&mut self, mut staged: Staged, env: &Environment<'_>) -> Result<Former, LoadError> {
         let idle = self.idle_slot();
         let place = idle as usize;
+        let mut naming = Naming {
+            pins: self.pins.clone(),
+            given: Vec::new(),
+        };
+        let slot_error = |number: u16| memory_error(MapRef::Slots(number));
+        for (map, data) in &staged.maps {
+            naming.give(map_name(*map), data.fd().as_fd())?;
+        }
+        if let Some(notices) = self
+            .maps
+            .get(&MapRef::Notices)
+            .filter(|_| self.control.is_empty())
+        {
+            naming.give(map_name(MapRef::Notices), notices.fd().as_fd())?;
+        }
+        let mut names = Vec::new();
         for (number, program) in &mut self.programs {
-            let attach = program.attach.clone();
             let target = match (staged.changed.get(number), staged.idle.get(number)) {
-                (Some((changed, _)), _) => changed,
-                (None, Some(idle)) => idle,
+                (Some((changed, digest)), _) => {
+                    naming.give(program_name(*number, *digest), changed.as_fd())?;
+                    names.push(program_name(*number, program.digest));
+                    changed
+                }
+                (None, Some(idle)) => {
+                    names.extend(event_names(*number));
+                    names.push(program_name(*number, program.digest));
+                    idle
+                }
                 (None, None) if program.in_slots.get(place) == Some(&true) => continue,
                 (None, None) => &program.program,
             };
             let is_current = std::ptr::eq(target, &raw const program.program);
-            let target = program_fd(target, &attach)?;
             if let Some(holds) = program.in_slots.get_mut(place) {
                 *holds = is_current;
             }
             program
                 .slots
-                .set(idle, target, 0)
-                .map_err(|error| map_error(MapRef::Slots(*number), error))?;
+                .with(|slots| set_slot(slots, idle, target.as_fd()))
+                .map_err(slot_error(*number))?;
         }
-        for (number, program) in &mut staged.new {
-            let target = program_fd(&program.program, &program.attach)?;
-            program
-                .slots
-                .set(idle, target, 0)
-                .map_err(|error| map_error(MapRef::Slots(*number), error))?;
-            if let Some(holds) = program.in_slots.get_mut(place) {
-                *holds = true;
-            }
-            program.attach(env)?;
+        for (number, program) in std::mem::take(&mut staged.new) {
+            let program = program.install(number, idle, &mut naming, env)?;
+            staged.new.insert(number, program);
         }
         if staged.image.follows_command
             && self.traced.is_none()
@@ -354,7 +435,19 @@ impl Loaded {
             let map = Map::from_map_data(try_clone(data)?).and_then(HashMap::try_from);
             self.traced = Some(map.map_err(|error| map_error(MapRef::Traced, error))?);
         }
+        let generation = self.generation() + 1;
+        if self.pins.is_some() {
+            let manifest = self.manifest(&staged, generation, env);
+            let manifest = manifest
+                .into_map()
+                .map_err(|error| pin_error("manifest", error))?;
+            naming.give(Manifest::name(generation), manifest.as_fd())?;
+            if generation > 1 {
+                names.push(Manifest::name(generation - 1));
+            }
+        }
         // From here on nothing can fail.
+        naming.given.clear();
         let first = self.control.is_empty();
         self.control.append(&mut staged.control);
         self.counters.append(&mut staged.counters);
@@ -381,7 +474,30 @@ impl Loaded {
             packs: old.packs,
             buffers: Vec::new(),
             loaded: 0,
+            names,
         })
+    }
+
+    /// What whoever adopts this generation has to know.
+    fn manifest(&self, staged: &Staged, generation: u64, env: &Environment<'_>) -> Manifest {
+        let staged_digest = |number: &u16| staged.changed.get(number).map(|(_, digest)| *digest);
+        let wanted = |number: &u16| !staged.idle.contains_key(number);
+        let known = self.programs.iter().filter(|(number, _)| wanted(number));
+        let known = known.map(|(number, program)| {
+            let digest = staged_digest(number).unwrap_or(program.digest);
+            (*number, program.attach.clone(), digest)
+        });
+        let new = staged.new.iter();
+        let new = new.map(|(number, program)| (*number, program.attach.clone(), program.digest));
+        Manifest {
+            generation,
+            uuid: env.uuid,
+            cpus: self.cpus,
+            numbers: staged.numbers.clone(),
+            probe_reads: self.probe_reads.clone(),
+            programs: known.chain(new).collect(),
+            memo: env.memo.to_owned(),
+        }
     }
 
     /// Writes the words that nothing uses yet.
@@ -437,7 +553,7 @@ impl Loaded {
     }
 
     /// The store has been made: once no program of the old generation is running, what only it needed goes.
-    fn settle(&mut self, mut former: Former) -> Result<Former, LoadError> {
+    pub(super) fn settle(&mut self, mut former: Former) -> Result<Former, LoadError> {
         self.grace().map_err(LoadError::Grace)?;
         let in_force = (self.generation() & 1) as u32;
         let wanted: BTreeSet<u16> = self.image.programs.iter().map(|program| program.number).collect();
@@ -452,9 +568,9 @@ impl Loaded {
             };
             let other = 1 - in_force;
             if program.in_slots.get(other as usize) == Some(&false) {
-                let target = program_fd(&program.program, &program.attach)?;
                 // Where it fails, the next change of generation does it.
-                let set = program.slots.set(other, target, 0);
+                let target = program.program.as_fd();
+                let set = program.slots.with(|slots| set_slot(slots, other, target));
                 if let Some(holds) = program.in_slots.get_mut(other as usize) {
                     *holds = set.is_ok();
                 }
@@ -484,9 +600,41 @@ impl Loaded {
             }
         }
         let named: BTreeSet<MapRef> = self.image.maps.iter().map(|map| map.map).collect();
-        self.maps.retain(|map, _| named.contains(map));
+        let mut names = std::mem::take(&mut former.names);
+        self.maps.retain(|map, _| {
+            let stays = named.contains(map);
+            if !stays {
+                names.push(map_name(*map));
+            }
+            stays
+        });
+        // Whoever adopts us needs these as long as buffers of the old generation are not saved.
+        let (later, now): (Vec<String>, Vec<String>) = names
+            .into_iter()
+            .partition(|name| name.starts_with("map_") || name.starts_with("manifest_"));
+        self.former_pins = later;
+        self.remove_names(&now);
         self.numbers.sweep();
         Ok(former)
+    }
+
+    /// Lets go of what the generation before left behind: its buffers are saved, or given up.
+    pub fn forget_former(&mut self) {
+        let names = std::mem::take(&mut self.former_pins);
+        // The manifest first: what it names is not whole any more.
+        let (manifests, others): (Vec<String>, Vec<String>) =
+            names.into_iter().partition(|name| name.starts_with("manifest_"));
+        self.remove_names(&manifests);
+        self.remove_names(&others);
+    }
+
+    fn remove_names(&self, names: &[String]) {
+        let Some(pins) = &self.pins else { return };
+        for name in names {
+            if let Err(error) = pins.remove(name) {
+                tracing::warn!(name, %error, "a name could not be removed");
+            }
+        }
     }
 
     /// Brings the states of packs that live on to what the new rules say.
@@ -539,10 +687,6 @@ fn change(word: Option<&std::sync::atomic::AtomicU64>, change: impl Fn(u64) -> O
     }
 }
 
-fn is_missing(error: &MapError) -> bool {
-    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
-}
-
 /// The memory of those maps that were just made, in the image's order.
 fn new_mappings(
     image: &Image,
@@ -559,26 +703,41 @@ fn new_mappings(
 }
 
 impl LoadedProgram {
-    fn attach(&mut self, env: &Environment<'_>) -> Result<(), LoadError> {
+    /// Gives everything its name, then attaches the dispatcher; the slot that is not in force holds the program.
+    fn install(
+        self,
+        number: u16,
+        idle: u32,
+        naming: &mut Naming,
+        env: &Environment<'_>,
+    ) -> Result<LoadedProgram, LoadError> {
         let event = event_name(&self.attach);
         let fail = |error: String| LoadError::Attach {
             event: event.clone(),
             error,
         };
-        if self.attach.typed {
-            let program = self.dispatcher.program_mut(&self.attach.symbol());
-            let typed: &mut BtfTracePoint = program
-                .ok_or_else(|| fail("no program".to_owned()))?
-                .try_into()
-                .map_err(|e: ProgramError| fail(e.to_string()))?;
-            // The link stays with the program, and goes with it.
-            typed.attach().map(drop).map_err(|e| fail(e.to_string()))
+        let [dispatcher, slots, link] = event_names(number);
+        naming.give(dispatcher, self.dispatcher.as_fd())?;
+        naming.give(program_name(number, self.digest), self.program.as_fd())?;
+        let slots = match self.slots {
+            Handle::Held(fd) => naming.handle(slots, fd)?,
+            named => named,
+        };
+        slots
+            .with(|slots| set_slot(slots, idle, self.program.as_fd()))
+            .map_err(memory_error(MapRef::Slots(number)))?;
+        let attached = if self.attach.typed {
+            attach_typed(self.dispatcher.as_fd())
         } else {
             let id = env.tracefs.id(&self.attach.system, &self.attach.name);
-            let id = id.map_err(|e| fail(e.to_string()))?;
-            let program = program_fd(&self.dispatcher, &self.attach)?;
-            self.classic = Some(attach_classic(program.as_fd(), id).map_err(|e| fail(e.to_string()))?);
-            Ok(())
-        }
+            attach_classic(self.dispatcher.as_fd(), id.map_err(|e| fail(e.to_string()))?)
+        };
+        let attached = attached.map_err(|e| fail(e.to_string()))?;
+        Ok(LoadedProgram {
+            _link: Some(naming.handle(link, attached)?),
+            slots,
+            in_slots: [idle == 0, idle == 1],
+            ..self
+        })
     }
 }

@@ -3,15 +3,18 @@
 //! `generation.rs` puts them together.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use aya::maps::{MapData, MapError};
-use aya::programs::{Program, ProgramError, ProgramFd};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use aya::programs::{Program, ProgramError};
+use aya::{Btf, EbpfError, EbpfLoader};
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::features::Features;
 use lkst_probes::image::{Attach, BuildError, MapImage, MapKind};
 use lkst_probes::object::object;
 
+use super::pins::Pins;
 use super::tracefs::Tracefs;
 
 /// Why nothing is traced.
@@ -60,6 +63,14 @@ pub enum LoadError {
         /// Why.
         error: String,
     },
+    /// Something could not be given a name, under which it would stay in the kernel.
+    #[error("cannot pin `{name}`: {error}")]
+    Pin {
+        /// What.
+        name: String,
+        /// Why.
+        error: io::Error,
+    },
     /// What waits for running programs could not be made.
     #[error("cannot make what waits for running programs: {0}")]
     Grace(io::Error),
@@ -102,6 +113,10 @@ pub struct Environment<'e> {
     pub tracefs: &'e Tracefs,
     /// Identifies this session in every page.
     pub uuid: [u8; 16],
+    /// Where everything gets a name, under which it stays in the kernel when we are gone. `None`: it goes with us.
+    pub pins: Option<Arc<Pins>>,
+    /// What whoever adopts this generation is to be told, beside what it finds.
+    pub memo: &'e str,
 }
 
 /// Makes a map.
@@ -125,14 +140,14 @@ pub(super) fn make_map(image: &MapImage) -> Result<MapData, LoadError> {
     })
 }
 
-/// Loads one program; it is not attached.
+/// Loads one program, which is in no use yet.
 pub(super) fn load_code(
     loader: &mut EbpfLoader<'_>,
     attach: &Attach,
     code: &Code,
     fd: impl Fn(MapRef) -> Option<i32>,
     btf: Option<&Btf>,
-) -> Result<Ebpf, LoadError> {
+) -> Result<OwnedFd, LoadError> {
     let event = event_name(attach);
     let object_error = |error: String| LoadError::Object {
         event: event.clone(),
@@ -150,31 +165,30 @@ pub(super) fn load_code(
         .program_mut(&symbol)
         .ok_or_else(|| object_error("no program in it".to_owned()))?;
     let loaded = match (program, btf) {
-        (Program::BtfTracePoint(typed), Some(btf)) => typed.load(&attach.name, btf),
-        (Program::TracePoint(classic), _) => classic.load(),
+        (Program::BtfTracePoint(typed), Some(btf)) => typed.load(&attach.name, btf).and_then(|()| {
+            typed
+                .fd()?
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(ProgramError::IOError)
+        }),
+        (Program::TracePoint(classic), _) => classic.load().and_then(|()| {
+            classic
+                .fd()?
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(ProgramError::IOError)
+        }),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     loaded.map_err(|error| LoadError::Program {
         attach: Box::new(attach.clone()),
         error: Box::new(error),
-    })?;
-    Ok(ebpf)
+    })
 }
 
 pub(super) fn event_name(attach: &Attach) -> String {
     format!("{}:{}", attach.system, attach.name)
-}
-
-pub(super) fn program_fd<'p>(ebpf: &'p Ebpf, attach: &Attach) -> Result<&'p ProgramFd, LoadError> {
-    let fd = match ebpf.program(&attach.symbol()) {
-        Some(Program::BtfTracePoint(program)) => program.fd(),
-        Some(Program::TracePoint(program)) => program.fd(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    };
-    fd.map_err(|error| LoadError::Program {
-        attach: Box::new(attach.clone()),
-        error: Box::new(error),
-    })
 }
 
 pub(super) fn random() -> io::Result<u64> {

@@ -4,22 +4,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{HashMap, MapData, MapError, ProgramArray, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf, EbpfLoader};
+use aya::maps::{HashMap, MapData, MapError, RingBuf};
+use aya::{Btf, EbpfLoader};
 use lkst_probes::arena::Spot;
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::image::{Attach, Image};
 use lkst_probes::layout::{control, counter, state};
 use lkst_probes::numbers::Numbers;
 
-use super::link::{ClassicLink, Grace};
-use super::load::{LoadError, event_name, load_code, program_fd};
+use super::link::{Grace, attach_typed};
+use super::load::{LoadError, event_name, load_code};
 use super::memory::Mapping;
+use super::pins::{Handle, Pins};
 use super::ring::Rings;
 
 /// A kernel with our programs in it.
@@ -41,21 +41,27 @@ pub struct Loaded {
     /// By number.
     pub(super) programs: BTreeMap<u16, LoadedProgram>,
     pub(super) traced: Option<HashMap<MapData, u32, u32>>,
-    tracker: Vec<Ebpf>,
+    /// Where everything has a name, where it has.
+    pub(super) pins: Option<Arc<Pins>>,
+    /// Names of what the generation before had, until nobody needs it any more.
+    pub(super) former_pins: Vec<String>,
+    /// Links of what follows COMMAND.
+    tracker: Vec<OwnedFd>,
     grace: Grace,
 }
 
 /// An event's programs.
+#[derive(Debug)]
 pub(super) struct LoadedProgram {
     pub(super) attach: Attach,
-    // Dropped in this order: off the tracepoint first.
-    pub(super) classic: Option<ClassicLink>,
-    pub(super) dispatcher: Ebpf,
-    // An array of programs empties itself when nobody holds it open.
-    pub(super) slots: ProgramArray<MapData>,
+    // Dropped first: off the tracepoint before anything else goes. `None` before it is attached.
+    pub(super) _link: Option<Handle>,
+    pub(super) dispatcher: OwnedFd,
+    // An array of programs empties itself when nobody holds it open and it has no name.
+    pub(super) slots: Handle,
     /// Which slots hold the program that is in force.
     pub(super) in_slots: [bool; 2],
-    pub(super) program: Ebpf,
+    pub(super) program: OwnedFd,
     pub(super) digest: [u64; 2],
 }
 
@@ -92,15 +98,15 @@ impl LoadedProgram {
         if !self.attach.typed && !counts_skipped_classic() {
             return None;
         }
-        described(&self.dispatcher, &self.attach, "recursion_misses:")?
+        described(self.dispatcher.as_fd(), "recursion_misses:")?
             .parse()
             .ok()
     }
 }
 
 /// What the kernel says of a program beside its descriptor: Documentation/filesystems/proc.rst, `fdinfo`.
-fn described(ebpf: &Ebpf, attach: &Attach, key: &str) -> Option<String> {
-    let fd = program_fd(ebpf, attach).ok()?.as_fd().as_raw_fd();
+fn described(program: BorrowedFd<'_>, key: &str) -> Option<String> {
+    let fd = program.as_raw_fd();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     info.lines()
         .find_map(|line| Some(line.strip_prefix(key)?.trim().to_owned()))
@@ -138,6 +144,8 @@ impl Loaded {
             rings: BTreeMap::new(),
             programs: BTreeMap::new(),
             traced: None,
+            pins: None,
+            former_pins: Vec::new(),
             tracker: Vec::new(),
             grace,
         }
@@ -259,9 +267,7 @@ impl Loaded {
     #[must_use]
     pub fn program_id(&self, program: u16) -> Option<u32> {
         let loaded = self.programs.get(&program)?;
-        described(&loaded.program, &loaded.attach, "prog_id:")?
-            .parse()
-            .ok()
+        described(loaded.program.as_fd(), "prog_id:")?.parse().ok()
     }
 
     /// Whether an event's program is typed.
@@ -288,19 +294,12 @@ impl Loaded {
                 name: name.to_owned(),
                 typed: true,
             };
-            let mut ebpf = load_code(&mut loader, &attach, code, |_| Some(fd), Some(btf))?;
-            let fail = |error: String| LoadError::Attach {
+            let program = load_code(&mut loader, &attach, code, |_| Some(fd), Some(btf))?;
+            let link = attach_typed(program.as_fd()).map_err(|error| LoadError::Attach {
                 event: event_name(&attach),
-                error,
-            };
-            let program = ebpf
-                .program_mut(&attach.symbol())
-                .ok_or_else(|| fail("no program".to_owned()))?;
-            let typed: &mut BtfTracePoint = program
-                .try_into()
-                .map_err(|e: ProgramError| fail(e.to_string()))?;
-            typed.attach().map_err(|e| fail(e.to_string()))?;
-            self.tracker.push(ebpf);
+                error: error.to_string(),
+            })?;
+            self.tracker.push(link);
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
 //! The running kernel: what it has (tracefs, BTF, features), and our programs and rings in it.
+pub mod adopt;
 pub mod arguments;
 pub mod bpf_syscall;
 pub mod btf;
@@ -12,6 +13,7 @@ pub mod link;
 pub mod load;
 pub mod loaded;
 pub mod memory;
+pub mod pins;
 pub mod print_format;
 pub mod ring;
 pub mod schema;

@@ -87,6 +87,33 @@ impl Rings {
         })
     }
 
+    /// Goes on with rings that were prepared before: by an agent that is gone.
+    #[must_use]
+    pub fn adopt(
+        buffer: &str,
+        (heads, heads_at): (Arc<Mapping>, usize),
+        pages: Mapping,
+        cpus: usize,
+    ) -> Rings {
+        let pages_per_cpu = pages.bytes() / PAGE_BYTES / cpus.max(1);
+        let instance = |cpu: usize| Instance {
+            id: pages
+                .u64(cpu * pages_per_cpu * PAGE_BYTES + page::INSTANCE_ID)
+                .load(Ordering::Relaxed),
+            salt: heads
+                .u32(heads_at + cpu * head::BYTES + head::SALT)
+                .load(Ordering::Relaxed),
+        };
+        let instances = (0..cpus).map(instance).collect();
+        Rings {
+            buffer: buffer.to_owned(),
+            heads: Heads::Shared(heads, heads_at),
+            pages,
+            pages_per_cpu,
+            instances,
+        }
+    }
+
     /// How many CPUs have a ring.
     #[must_use]
     pub fn cpus(&self) -> usize {
