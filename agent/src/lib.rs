@@ -9,6 +9,7 @@ pub mod control;
 pub mod guard;
 pub mod kernel;
 pub mod pack;
+pub mod reload;
 pub mod rules_dir;
 pub mod session;
 pub mod status;

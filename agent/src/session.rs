@@ -6,9 +6,11 @@
 
 mod message;
 mod names;
+pub mod orders;
+mod status;
 mod summary;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use lkst_probes::image::PackImage;
 use lkst_probes::layout::{notice, record, state};
 use lkst_rules::plan::{Action, Plan};
 
+use crate::kernel::generation::Former;
 use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::loaded::Loaded;
 use crate::kernel::ring::Rings;
@@ -118,6 +121,8 @@ pub struct Session {
     names: Names,
     /// Buffers that the rules do not have any more and that could not be saved yet.
     leaving: Vec<Leaving>,
+    /// Rings that an agent before us has saved and perhaps not given up: instance and position.
+    saved_before: BTreeSet<(u64, u64)>,
     /// What went wrong with saving; tracing goes on.
     pub troubles: Vec<String>,
 }
@@ -145,12 +150,16 @@ struct PackState {
     pending: Option<Incident>,
     /// When a buffer could not be saved: it stays kept, and is tried again later.
     failed_at_ns: Option<u64>,
+    /// Why, for people.
+    failed: Option<String>,
     /// Records that left the rings for a trace, by event: what was not overwritten.
     kept: BTreeMap<String, u64>,
     /// Records that were in the rings at the end and could not be saved, by event.
     unsaved: BTreeMap<String, u64>,
-    /// Folders that were written.
-    saved: Vec<PathBuf>,
+    /// Traces that were written.
+    saved_traces: u64,
+    /// The last of them.
+    last_saved: Option<PathBuf>,
 }
 
 /// A firing that switched or saves.
@@ -173,9 +182,11 @@ impl PackState {
             incident: None,
             pending: None,
             failed_at_ns: None,
+            failed: None,
             kept: BTreeMap::new(),
             unsaved: BTreeMap::new(),
-            saved: Vec::new(),
+            saved_traces: 0,
+            last_saved: None,
         };
         pack.become_image(image);
         pack
@@ -234,8 +245,40 @@ impl Session {
             boot_offset_ns,
             names,
             leaving: Vec::new(),
+            saved_before: BTreeSet::new(),
             troubles: Vec::new(),
         }
+    }
+
+    /// Takes over what an agent before us had loaded, and saves what it did not come to. `saved` are rings that are in
+    /// traces already, by instance and position.
+    #[must_use]
+    pub fn adopt(
+        loaded: Loaded,
+        former: Former,
+        saved: BTreeSet<(u64, u64)>,
+        host: Host,
+        output: PathBuf,
+    ) -> Session {
+        let mut session = Session::new(loaded, host, output);
+        session.saved_before = saved;
+        session.take_leaving(former);
+        session
+    }
+
+    fn take_leaving(&mut self, former: Former) {
+        for (place, rings) in former.buffers {
+            if let Some(pack) = former.packs.get(place) {
+                let pack = pack.clone();
+                self.leaving.push(Leaving { pack, rings });
+            }
+        }
+        self.save_leaving();
+    }
+
+    /// What a boot clock's time is by the wall clock: nanoseconds since 1970.
+    fn unix_ns(&self, boot_ns: u64) -> u64 {
+        boot_ns.wrapping_add_signed(self.boot_offset_ns)
     }
 
     /// What was loaded.
@@ -286,17 +329,12 @@ impl Session {
                 None => PackState::of(image),
             });
         }
-        for (place, rings) in former.buffers {
-            if let Some(pack) = former.packs.get(place) {
-                let pack = pack.clone();
-                self.leaving.push(Leaving { pack, rings });
-            }
-        }
-        self.save_leaving();
+        let loaded = former.loaded;
+        self.take_leaving(former);
         if let Err(error) = told {
             tracing::warn!(%error, "firings could not be told");
         }
-        Ok(former.loaded)
+        Ok(loaded)
     }
 
     /// Writes the buffers of former generations, each into a folder of its own.
@@ -305,7 +343,7 @@ impl Session {
             let streams: Vec<RawStream> = (0..leaving.rings.cpus())
                 .map(|cpu| leaving.rings.copy(cpu, false))
                 .collect();
-            if streams.iter().all(|stream| stream.pos <= stream.floor) {
+            if streams.iter().all(|stream| stream.pos <= stream.floor) || self.is_saved(&streams) {
                 continue;
             }
             let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
@@ -323,7 +361,8 @@ impl Session {
                         .iter_mut()
                         .find(|pack| pack.index == leaving.pack.index);
                     if let Some(pack) = pack {
-                        pack.saved.push(folder);
+                        pack.saved_traces += 1;
+                        pack.last_saved = Some(folder);
                     }
                 }
                 Err(error) => {
@@ -332,6 +371,16 @@ impl Session {
                 }
             }
         }
+        if self.leaving.is_empty() {
+            self.loaded.forget_former();
+        }
+    }
+
+    /// Whether an agent before us has saved all of this.
+    fn is_saved(&self, streams: &[RawStream]) -> bool {
+        let mut with_records = streams.iter().filter(|stream| stream.pos > stream.floor);
+        !self.saved_before.is_empty()
+            && with_records.all(|stream| self.saved_before.contains(&(stream.instance_id, stream.pos)))
     }
 
     fn trouble(&mut self, text: String) {
@@ -435,6 +484,7 @@ impl Session {
                 let kept = word | 1 << state::KEPT_SHIFT << current;
                 Some(kept & !(7 << state::CURRENT_SHIFT))
             });
+            self.end_sets(pack, now_ns);
         }
         if !self.leaving.is_empty() {
             self.save_leaving();
@@ -470,7 +520,12 @@ impl Session {
             // A firing sends its notice before it switches: those that filled these buffers are all here now.
             self.drain(tell)?;
             for buffer in kept {
-                if !self.save_buffer(pack, buffer, false) {
+                let streams: Vec<RawStream> = match self.saved_before.is_empty() {
+                    true => Vec::new(),
+                    false => self.streams(pack, buffer),
+                };
+                let is_saved = !streams.is_empty() && self.is_saved(&streams);
+                if !is_saved && !self.save_buffer(pack, buffer, false) {
                     continue;
                 }
                 if let Some(rings) = self.loaded.rings_of_mut(pack, buffer) {
@@ -546,6 +601,7 @@ impl Session {
         match written {
             Ok(kept) => {
                 pack.failed_at_ns = None;
+                pack.failed = None;
                 if let Some(incident) = &mut pack.incident {
                     incident.parts += 1;
                 }
@@ -556,6 +612,7 @@ impl Session {
             }
             Err(error) => {
                 pack.failed_at_ns = Some(boot_now_ns());
+                pack.failed = Some(error.to_string());
                 self.trouble(error.to_string());
                 false
             }
@@ -602,6 +659,7 @@ impl Session {
         };
         let about = Incident {
             counts: self.counts(number),
+            live,
             ..about
         };
         let streams = buffers
@@ -610,9 +668,18 @@ impl Session {
             .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, live)));
         let kept = self.write_streams(image, streams, folder, about)?;
         if let Some(pack) = self.packs.get_mut(number) {
-            pack.saved.push(folder.to_owned());
+            pack.saved_traces += 1;
+            pack.last_saved = Some(folder.to_owned());
         }
         Ok(kept)
+    }
+
+    /// Copies of a buffer's rings, to which nothing writes any more.
+    fn streams(&self, number: usize, buffer: usize) -> Vec<RawStream> {
+        let rings = self.loaded.rings_of(number, buffer).into_iter();
+        rings
+            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, false)))
+            .collect()
     }
 
     fn write_streams(
@@ -673,11 +740,11 @@ impl Session {
             .collect()
     }
 
-    /// Stops tracing and saves what is left: one folder a pack. Returns the folders of the whole session.
+    /// Stops tracing and saves what is left: one folder a pack. Returns how many traces the session has written.
     ///
     /// # Errors
     /// From `tell`.
-    pub fn finish(&mut self, tell: Tell<'_>) -> io::Result<Vec<PathBuf>> {
+    pub fn finish(&mut self, tell: Tell<'_>) -> io::Result<u64> {
         if let Err(error) = self.loaded.stop() {
             self.trouble(format!("cannot wait for running programs: {error}"));
         }
@@ -703,7 +770,7 @@ impl Session {
             }
         }
         told?;
-        Ok(self.packs.iter().flat_map(|pack| pack.saved.clone()).collect())
+        Ok(self.packs.iter().map(|pack| pack.saved_traces).sum())
     }
 }
 

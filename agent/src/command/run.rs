@@ -105,12 +105,12 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         return ended.map(drop);
     }
     // Also where something went wrong meanwhile: what was recorded is saved.
-    let folders = session.finish(&mut |firing| show(firing, &mut io::stdout()))?;
+    let traces = session.finish(&mut |firing| show(firing, &mut io::stdout()))?;
     session.summary(&mut out)?;
     for trouble in &session.troubles {
         eprintln!("lkst: {trouble}");
     }
-    match folders.len() {
+    match traces {
         0 => writeln!(out, "\nno trace was written")?,
         1 => writeln!(out, "\ntrace: {}", output.display())?,
         many => writeln!(out, "\n{many} traces: {}", output.display())?,

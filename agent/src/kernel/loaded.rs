@@ -178,6 +178,18 @@ impl Loaded {
         word.map_or(0, |word| word.load(Ordering::SeqCst))
     }
 
+    /// As [`Loaded::control_word`], to change it.
+    #[must_use]
+    pub fn block_word(&self, pack: usize, offset: u32) -> Option<&AtomicU64> {
+        self.word(self.block(pack)?.plus(offset))
+    }
+
+    /// A control word that lies outside the packs' blocks.
+    #[must_use]
+    pub fn shared_word(&self, spot: Spot) -> Option<&AtomicU64> {
+        self.word(spot)
+    }
+
     pub(super) fn block(&self, pack: usize) -> Option<Spot> {
         self.image.packs.get(pack).map(|p| p.block)
     }

@@ -26,6 +26,8 @@ pub struct Incident {
     pub message: Option<String>,
     /// The values that its message shows.
     pub values: Vec<NamedValue>,
+    /// Recording into these buffers went on while they were saved.
+    pub live: bool,
     /// When this was saved, in nanoseconds since 1970.
     pub saved_at_unix_ns: u64,
     /// The generation of the rules.
@@ -73,6 +75,8 @@ pub struct StreamSummary {
     pub cpu: u32,
     /// Which allocation of the buffer this was.
     pub instance_id: u64,
+    /// Bytes reserved in the ring since it was made: which moment of it this is.
+    pub position: u64,
     /// Records in the file.
     pub records: u64,
     /// Records that were reserved and never committed, or that contradicted their layout.

@@ -268,6 +268,7 @@ impl Sealer<'_> {
             buffer: raw.buffer.clone(),
             cpu: raw.cpu,
             instance_id: raw.instance_id,
+            position: raw.pos,
             records: sorted.len() as u64,
             torn: extracted.torn,
             lost: raw.lost,
