@@ -13,7 +13,8 @@ use lkst_rules::diagnostic::Diagnostics;
 use lkst_rules::parse::parse_expression;
 
 use crate::command::explain::{ExplainOptions, Stage};
-use crate::command::{Failed, check, event, events, explain, run, schema, show};
+use crate::command::{Failed, agent, check, event, events, explain, run, schema, show};
+use crate::config::{CONFIG_FILE, FolderFlags};
 
 /// A rule-driven tracer for the Linux kernel.
 ///
@@ -99,6 +100,34 @@ enum Command {
         #[arg(long = "where", value_name = "EXPR")]
         condition: Option<String>,
     },
+    /// Trace as the rules folder says, for months: the daemon
+    ///
+    /// Rules are read from RULES_DIR and take effect when files there change. What is in the kernel goes on when the agent ends;
+    /// the next agent takes it over.
+    #[command(after_help = "Examples:
+  lkst agent                                     as /etc/lkst/lkst.toml says
+  lkst agent --rules-dir ./rules --state-dir /tmp/s --run-dir /tmp/r --pin-dir /sys/fs/bpf/mine
+  lkst agent --stop-tracing                      end what an agent that has ended left in the kernel")]
+    Agent {
+        /// The file with the host's settings
+        #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
+        config: PathBuf,
+        /// Where rules are read [default: /etc/lkst/rules.d]
+        #[arg(long, value_name = "DIR")]
+        rules_dir: Option<PathBuf>,
+        /// Where incidents are kept [default: /var/lib/lkst]
+        #[arg(long, value_name = "DIR")]
+        state_dir: Option<PathBuf>,
+        /// Where the control socket is [default: /run/lkst]
+        #[arg(long, value_name = "DIR")]
+        run_dir: Option<PathBuf>,
+        /// Where on a bpffs maps and links are pinned [default: /sys/fs/bpf/lkst]
+        #[arg(long, value_name = "DIR")]
+        pin_dir: Option<PathBuf>,
+        /// Save what is recorded, take everything out of the kernel, and end
+        #[arg(long)]
+        stop_tracing: bool,
+    },
     /// Print a stage of what rules become
     Explain {
         /// A rule file, the folder of a pack, or a folder of packs
@@ -146,12 +175,16 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// 3 this kernel or these privileges do not allow it.
 #[must_use]
 pub fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("LKST_LOG"))
-        .with_writer(io::stderr)
-        .without_time()
-        .init();
-    match dispatch(Cli::parse().command) {
+    let command = Cli::parse().command;
+    // The agent's log has times, or goes to the journal.
+    if !matches!(command, Command::Agent { .. }) {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_env("LKST_LOG"))
+            .with_writer(io::stderr)
+            .without_time()
+            .init();
+    }
+    match dispatch(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Failed>() {
             Some(Failed::Said) => ExitCode::from(1),
@@ -259,6 +292,23 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
                 Err(Failed::Said.into())
             }
         }
+        Command::Agent {
+            config,
+            rules_dir,
+            state_dir,
+            run_dir,
+            pin_dir,
+            stop_tracing,
+        } => agent::run(agent::AgentArguments {
+            config,
+            folders: FolderFlags {
+                rules: rules_dir,
+                state: state_dir,
+                run: run_dir,
+                pin: pin_dir,
+            },
+            stop_tracing,
+        }),
         Command::Explain { path, emit, params } => {
             let options = ExplainOptions {
                 path,

@@ -191,6 +191,12 @@ impl Config {
         self.packs.get(pack).map(|pack| pack.mode).unwrap_or_default()
     }
 
+    /// Whether a pack decides and acts on nothing.
+    #[must_use]
+    pub fn is_observed(&self, pack: &str) -> bool {
+        self.mode(pack) == PackMode::Observe
+    }
+
     /// What a pack is compiled with.
     #[must_use]
     pub fn options(&self, pack: &str) -> Options {

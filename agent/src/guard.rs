@@ -53,7 +53,8 @@ impl Boot {
     }
 
     /// `lkst=off`; of several, the last counts, as the kernel has it.
-    fn is_off(&self) -> bool {
+    #[must_use]
+    pub fn is_off(&self) -> bool {
         let values = self.command_line.split_ascii_whitespace();
         values.filter_map(|word| word.strip_prefix("lkst=")).next_back() == Some("off")
     }

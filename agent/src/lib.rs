@@ -6,6 +6,7 @@ pub mod command;
 pub mod compile;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod guard;
 pub mod kernel;
 pub mod pack;

@@ -120,7 +120,7 @@ impl Packs {
         scan: Scan,
         settings: impl Fn(&str) -> String,
         again: bool,
-        mut compile: impl FnMut(PackText) -> Compiled,
+        mut compile: impl FnMut(PackText) -> Result<Compiled, String>,
     ) -> bool {
         self.trouble = scan.trouble;
         // What was there stays in force where the folder itself cannot be read: nobody has said that it is to go.
@@ -240,7 +240,7 @@ impl Entry {
         text: PackText,
         settings: String,
         again: bool,
-        compile: &mut impl FnMut(PackText) -> Compiled,
+        compile: &mut impl FnMut(PackText) -> Result<Compiled, String>,
     ) {
         let seen = (text.hash.clone(), settings);
         if !again && self.seen.as_ref() == Some(&seen) {
@@ -270,7 +270,15 @@ impl Entry {
             self.error = None;
             return;
         }
-        let compiled = compile(text);
+        let compiled = match compile(text) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                // Not the pack's fault: it is tried again.
+                self.error = Some(error);
+                self.seen = None;
+                return;
+            }
+        };
         let said = Some(compiled.rendered(false)).filter(|said| !said.is_empty());
         match &compiled.plan {
             Some(plan) => {
@@ -327,7 +335,7 @@ mod tests {
                 false,
                 |text| {
                     *compiled += 1;
-                    compile_text(text, &Options::default(), &schema)
+                    Ok(compile_text(text, &Options::default(), &schema))
                 },
             )
         }

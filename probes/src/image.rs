@@ -236,6 +236,13 @@ pub fn build(
 }
 
 impl Image {
+    /// Bytes of all maps.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let bytes = |map: &MapImage| u64::from(map.value_bytes.max(1)) * u64::from(map.entries);
+        self.maps.iter().map(bytes).sum()
+    }
+
     fn map(&mut self, map: MapRef, kind: MapKind, value_bytes: u32, entries: u32) {
         self.maps.push(MapImage {
             map,

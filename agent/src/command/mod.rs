@@ -9,6 +9,7 @@ use crate::kernel::features::Missing;
 use crate::kernel::load::LoadError;
 use crate::kernel::schema::KernelSchema;
 
+pub mod agent;
 pub mod check;
 pub mod event;
 pub mod events;

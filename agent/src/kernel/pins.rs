@@ -20,12 +20,11 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
+use super::features::is_bpffs;
 use super::link::{open_pinned, pin};
 
 /// Where bpffs is mounted on every distribution.
 const BPFFS: &str = "/sys/fs/bpf";
-/// `BPF_FS_MAGIC` of include/uapi/linux/magic.h.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// A folder of names, which nobody else uses while this lives.
 #[derive(Debug)]
@@ -191,10 +190,6 @@ impl Pins {
 
 /// How names of links begin.
 pub(super) const LINK: &str = "link_";
-
-fn is_bpffs(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type.cast_unsigned() == BPF_FS_MAGIC)
-}
 
 /// A link or an array of programs.
 #[derive(Debug)]

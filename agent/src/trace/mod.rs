@@ -17,5 +17,6 @@ mod merge;
 pub mod metadata;
 pub mod raw;
 pub mod read;
+pub mod saved;
 pub mod seal;
 pub mod tsdl;

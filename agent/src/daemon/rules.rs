@@ -1,0 +1,326 @@
+//! The rules folder → other rules in force. One pack's fault is that pack's alone.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use lkst_rules::diagnostic::{Diagnostics, render};
+use lkst_rules::plan::Plan;
+use lkst_rules::{Options, compile};
+
+use super::{Agent, unix_now_ns};
+use crate::command::build_diagnostic;
+use crate::command::run::generator_features;
+use crate::compile::compile_text;
+use crate::config::Config;
+use crate::guard::boot_clock_s;
+use crate::kernel::adopt::adopt;
+use crate::kernel::generation::load;
+use crate::kernel::load::{Environment, LoadError};
+use crate::kernel::pins::Pins;
+use crate::kernel::schema::KernelSchema;
+use crate::reload::{Packs, Version, VersionText};
+use crate::rules_dir::scan;
+use crate::session::Session;
+use crate::status::Reload;
+use crate::trace::saved::saved_rings;
+
+/// What compiling and loading needs of the kernel. Large, and so let go of as soon as the rules are in force.
+struct Kernel {
+    schema: KernelSchema,
+    btf: Option<aya::Btf>,
+}
+
+impl Kernel {
+    fn read(with_btf: bool) -> anyhow::Result<Kernel> {
+        Ok(Kernel {
+            schema: crate::command::schema()?,
+            btf: with_btf
+                .then(aya::Btf::from_sys_fs)
+                .transpose()
+                .context("cannot read the kernel's types")?,
+        })
+    }
+}
+
+/// Gives memory that is not used any more back to the machine.
+fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// All that a pack is compiled with, as a key.
+fn settings(config: &Config, pack: &str) -> String {
+    format!("{:?} {:?}", config.options(pack), config.mode(pack))
+}
+
+impl Agent {
+    /// Looks at the rules folder, and lets other rules come into force where it has some. With `again`, all packs are
+    /// compiled, also those whose text is the same.
+    pub(super) fn look_at_rules(&mut self, again: bool) {
+        let begun = Instant::now();
+        let found = scan(&self.options.folders.rules, self.options.trust);
+        let mut kernel: Option<Kernel> = None;
+        let mut unread = None;
+        let config = &self.options.config;
+        let with_btf = self.features.btf;
+        let changed = self.packs.look(
+            found,
+            |name| settings(config, name),
+            again,
+            |text| {
+                if kernel.is_none() {
+                    match Kernel::read(with_btf) {
+                        Ok(read) => kernel = Some(read),
+                        Err(error) => unread = Some(format!("{error:#}")),
+                    }
+                }
+                let schema = kernel
+                    .as_ref()
+                    .ok_or_else(|| unread.clone().unwrap_or_default())?;
+                let options = config.options(&text.pack.name);
+                Ok(compile_text(text, &options, &schema.schema))
+            },
+        );
+        self.say_errors();
+        if changed || (again && self.session.is_none()) {
+            let kernel = match kernel {
+                Some(kernel) => Ok(kernel),
+                None => Kernel::read(with_btf),
+            };
+            match kernel {
+                Ok(kernel) => self.put_in_force(&kernel, begun),
+                Err(error) => self.reload_trouble = Some(format!("{error:#}")),
+            }
+        }
+        trim();
+    }
+
+    /// Says which packs are wrong, each error once.
+    fn say_errors(&mut self) {
+        let errors: Vec<String> = self
+            .packs
+            .iter()
+            .filter_map(|(name, entry)| {
+                let error = entry.error.as_ref()?;
+                let goes_on = match entry.good {
+                    Some(_) => "its last good version stays in force",
+                    None => "nothing of it is in force",
+                };
+                Some(format!("pack {name}: {goes_on}:\n{}", error.trim_end()))
+            })
+            .chain(self.packs.troubles())
+            .collect();
+        for error in errors {
+            self.log.trouble(error);
+        }
+    }
+
+    /// Lets what the packs want come into force. What breaks all is found and left out.
+    fn put_in_force(&mut self, kernel: &Kernel, begun: Instant) {
+        if self.off.is_some() || !self.open_pins() {
+            return;
+        }
+        if let Err(error) = self.guard.loading(boot_clock_s()) {
+            tracing::warn!(%error, "a crash after this load would not be counted");
+        }
+        self.reload_trouble = None;
+        let mut loaded = self.try_wanted(kernel, begun);
+        if let Err(error) = &loaded {
+            let new: Vec<String> = self
+                .packs
+                .wanted()
+                .into_iter()
+                .filter_map(|(name, is_new, _)| is_new.then_some(name))
+                .collect();
+            match (error, new.as_slice()) {
+                (_, []) => self.reload_trouble = Some(format!("the rules could not be changed: {error}")),
+                (error, [one]) => {
+                    let text = self.worded(error, one);
+                    self.packs.reject(one, text);
+                    loaded = self.try_wanted(kernel, begun);
+                }
+                (_, _) => loaded = self.one_by_one(kernel, begun),
+            }
+        }
+        if let Err(error) = loaded
+            && self.reload_trouble.is_none()
+        {
+            self.reload_trouble = Some(format!("the rules could not be changed: {error}"));
+        }
+        if let Some(trouble) = self.reload_trouble.clone() {
+            self.log.trouble(trouble);
+        }
+        self.say_errors();
+        self.after_saving();
+    }
+
+    /// Lets what is new come into force pack by pack, so that the fault of one keeps no other out.
+    fn one_by_one(&mut self, kernel: &Kernel, begun: Instant) -> Result<(), LoadError> {
+        let new = self.packs.take_new();
+        // What is gone goes first.
+        let mut last = self.try_wanted(kernel, begun);
+        for (name, version) in new {
+            self.packs.want(&name, version);
+            if let Err(error) = self.try_wanted(kernel, begun) {
+                let text = self.worded(&error, &name);
+                self.packs.reject(&name, text);
+            } else {
+                last = Ok(());
+            }
+        }
+        last
+    }
+
+    /// An error, at its place in the pack where it has one.
+    fn worded(&self, error: &LoadError, pack: &str) -> String {
+        let LoadError::Build(build) = error else {
+            return error.to_string();
+        };
+        let wanted = self.packs.wanted();
+        let is_its = wanted.get(build.pack).is_some_and(|(name, ..)| name == pack);
+        let Some(diagnostic) = build_diagnostic(&build.error).filter(|_| is_its) else {
+            return build.error.to_string();
+        };
+        let mut diagnostics = Diagnostics::default();
+        diagnostics.push(diagnostic);
+        let texts = self.packs.texts(0);
+        let sources = texts.iter().find(|text| text.name == pack).map(VersionText::pack);
+        render(
+            &diagnostics,
+            &sources.map(|pack| pack.sources).unwrap_or_default(),
+            false,
+        )
+    }
+
+    fn try_wanted(&mut self, kernel: &Kernel, begun: Instant) -> Result<(), LoadError> {
+        let plans: Vec<Arc<Plan>> = self.packs.wanted().into_iter().map(|(_, _, plan)| plan).collect();
+        let now = unix_now_ns();
+        let memo = serde_json::to_string(&self.packs.texts(now)).unwrap_or_default();
+        let env = environment(&self.host, kernel, self.pins.clone(), &memo)
+            .map_err(|error| LoadError::Grace(std::io::Error::other(format!("{error:#}"))))?;
+        let log = &mut self.log;
+        let programs_loaded = match &mut self.session {
+            Some(session) => session.reload(&plans, &env, &mut |firing| log.firing(firing))?,
+            None => {
+                let loaded = load(&plans, &env)?;
+                let programs = loaded.image.programs.len();
+                let mut session = Session::new(loaded, self.host.clone(), self.incidents());
+                session.start();
+                self.session = Some(session);
+                if let Err(error) = self.listen() {
+                    tracing::error!("{error:#}: firings are told once a second");
+                }
+                programs
+            }
+        };
+        self.packs.accept(now);
+        let took = begun.elapsed();
+        self.last_reload = Some(Reload {
+            at_unix_ns: now,
+            took_ns: u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
+            programs_loaded,
+        });
+        tracing::info!(
+            packs = plans.len(),
+            programs_loaded,
+            took_ms = took.as_millis() as u64,
+            "rules in force"
+        );
+        Ok(())
+    }
+
+    /// Takes over what another agent has left in the kernel, where there is something.
+    pub(super) fn adopt(&mut self) -> anyhow::Result<()> {
+        let Some(pins) = self.pins.clone() else {
+            return Ok(());
+        };
+        if pins.names()?.is_empty() {
+            return Ok(());
+        }
+        let kernel = Kernel::read(false)?;
+        let features = generator_features(&kernel.schema)?;
+        let config = &self.options.config;
+        let plans = |memo: &str| -> Result<Vec<Arc<Plan>>, String> {
+            Ok(versions(memo, config, &kernel.schema)?
+                .into_iter()
+                .map(|version| version.plan)
+                .collect())
+        };
+        let Some(adopted) = adopt(&pins, &features, plans)? else {
+            clear(&pins);
+            self.pins = None;
+            self.open_pins();
+            return Ok(());
+        };
+        let versions = versions(&adopted.memo, config, &kernel.schema).map_err(anyhow::Error::msg)?;
+        tracing::info!(
+            packs = versions.len(),
+            generation = adopted.loaded.generation(),
+            "took over what is in the kernel"
+        );
+        self.packs = Packs::adopt(versions);
+        self.host.uuid = adopted.uuid;
+        let saved = saved_rings(&self.incidents());
+        let incidents = self.incidents();
+        let session = Session::adopt(
+            adopted.loaded,
+            adopted.former,
+            saved,
+            self.host.clone(),
+            incidents,
+        );
+        self.session = Some(session);
+        if let Err(error) = self.listen() {
+            tracing::error!("{error:#}: firings are told once a second");
+        }
+        self.fired();
+        Ok(())
+    }
+}
+
+/// Removes what was never in force.
+fn clear(pins: &Pins) {
+    if let Err(error) = pins.clear() {
+        tracing::warn!(%error, folder = ?pins.folder(), "what was never in force could not be removed");
+    }
+}
+
+fn environment<'e>(
+    host: &crate::session::Host,
+    kernel: &'e Kernel,
+    pins: Option<Arc<Pins>>,
+    memo: &'e str,
+) -> anyhow::Result<Environment<'e>> {
+    Ok(Environment {
+        features: generator_features(&kernel.schema)?,
+        btf: kernel.btf.as_ref(),
+        tracefs: kernel.schema.tracefs(),
+        uuid: host.uuid,
+        pins,
+        memo,
+    })
+}
+
+/// The versions that a memo names, compiled as they were.
+fn versions(memo: &str, config: &Config, schema: &KernelSchema) -> Result<Vec<Version>, String> {
+    let texts: Vec<VersionText> = serde_json::from_str(memo).map_err(|error| error.to_string())?;
+    let version = |text: VersionText| {
+        let pack = text.pack();
+        let options: Options = config.options(&text.name);
+        let (plan, diagnostics) = compile(&pack, &options, schema);
+        let said = render(&diagnostics, &pack.sources, false);
+        match plan {
+            Some(plan) => Ok(Version {
+                plan: Arc::new(plan),
+                text,
+                warnings: Some(said).filter(|said| !said.is_empty()),
+            }),
+            None => Err(said),
+        }
+    };
+    texts.into_iter().map(version).collect()
+}
