@@ -145,10 +145,9 @@ impl Agent {
     /// Runs until SIGTERM or SIGINT. What is in the kernel stays there and goes on.
     ///
     /// # Errors
-    /// Where signals cannot be had.
-    pub async fn run(mut self, mut asked: mpsc::Receiver<Asked>) -> anyhow::Result<()> {
+    /// Where the current folder is not known and the rules folder's path is relative to it.
+    pub async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Asked>) -> anyhow::Result<()> {
         let mut watch = Watch::new(&self.options.folders.rules, SETTLE)?;
-        let mut signals = Signals::new()?;
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What changed between the first look and the watch.
@@ -365,15 +364,20 @@ impl Agent {
     }
 }
 
-/// The signals that mean something to us.
-struct Signals {
+/// The signals that mean something to us, caught from the moment that this is made.
+#[derive(Debug)]
+pub struct Signals {
     hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Signals> {
+    /// Catches them.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new() -> std::io::Result<Signals> {
         Ok(Signals {
             hangup: signal(SignalKind::hangup())?,
             interrupt: signal(SignalKind::interrupt())?,

@@ -1,5 +1,6 @@
 //! Shared helpers of the test suites.
 
+pub mod agents;
 pub mod babeltrace;
 pub mod ftrace;
 pub mod lab;

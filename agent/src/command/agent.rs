@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use super::Failed;
 use crate::accounts;
 use crate::config::{Config, FolderFlags};
-use crate::daemon::{Agent, AgentOptions};
+use crate::daemon::{Agent, AgentOptions, Signals};
 use crate::guard::Boot;
 use crate::trust::Trust;
 
@@ -60,10 +60,12 @@ pub fn run(arguments: AgentArguments) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    // Before anything is in the kernel: to be asked to end must never be to be cut off.
+    let signals = Signals::new().context("cannot catch signals")?;
     let agent = Agent::start(options)?;
     drop_privileges();
     let (_ask, asked) = mpsc::channel(WAITING);
-    runtime.block_on(agent.run(asked))
+    runtime.block_on(agent.run(signals, asked))
 }
 
 /// To the journal where systemd runs us, else to standard error with the time.
