@@ -19,14 +19,14 @@ use jiff::Timestamp;
 use lkst_probes::arena::Spot;
 use lkst_probes::image::PackImage;
 use lkst_probes::layout::{notice, record, state};
-use lkst_rules::plan::{Action, Plan};
+use lkst_rules::plan::{Action, Plan, Rule};
 
 use crate::kernel::generation::Former;
 use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::loaded::Loaded;
 use crate::kernel::ring::Rings;
 use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
-use crate::trace::incident::{Counts, Incident};
+use crate::trace::incident::{Counts, Incident, NamedValue};
 use crate::trace::metadata::TraceInfo;
 use crate::trace::raw::{self, RawStream};
 use crate::trace::seal::{self, SaveError};
@@ -442,14 +442,7 @@ impl Session {
         if !switches && save_after_ns.is_none() {
             return told;
         }
-        pack.pending = Some(Incident {
-            reason: rule.name.clone(),
-            rule: Some(rule.name.clone()),
-            fired_at_ns: Some(time_ns),
-            message: Some(text),
-            values,
-            ..Incident::default()
-        });
+        pack.pending = Some(of_firing(rule, time_ns, text, values));
         if let Some(after_ns) = save_after_ns {
             pack.open_pending(&self.output, self.boot_offset_ns, Some(time_ns));
             if let Some(incident) = &mut pack.incident {
@@ -581,6 +574,12 @@ impl Session {
             return false;
         };
         pack.open_pending(&self.output, self.boot_offset_ns, None);
+        if pack.incident.is_none() && !live {
+            self.open_found(number, buffer);
+        }
+        let Some(pack) = self.packs.get_mut(number) else {
+            return false;
+        };
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         let (output, pack_name) = (&self.output, &pack.plan.pack);
         let incident = pack.incident.get_or_insert_with(|| OpenIncident {
@@ -616,6 +615,37 @@ impl Session {
                 self.trouble(error.to_string());
                 false
             }
+        }
+    }
+
+    /// Opens the incident of a kept buffer of whose firing an agent before us was told: the reason lies in the buffer,
+    /// as the last firing in it that switches.
+    fn open_found(&mut self, number: usize, buffer: usize) {
+        let streams = self.streams(number, buffer);
+        let Some(pack) = self.packs.get_mut(number) else {
+            return;
+        };
+        let switches = |id: u16| {
+            let (plan, rule) = pack.fired.get(&id)?;
+            let actions = &plan.rules.get(*rule)?.actions;
+            let is_switch = |action: &Action| matches!(action, Action::Switch { .. });
+            actions.iter().any(is_switch).then(|| (plan.clone(), *rule))
+        };
+        let found = streams.iter().flat_map(|stream| {
+            let records = raw::records(stream, &pack.classes).records.into_iter();
+            let switches = &switches;
+            records.filter_map(move |record| Some((switches(record.id)?, record, stream)))
+        });
+        let Some(((plan, rule_number), found, stream)) = found.max_by_key(|(_, record, _)| record.time)
+        else {
+            return;
+        };
+        let (id, time_ns) = (found.id, found.time);
+        let record = stream.pages.get(found.bytes).unwrap_or_default().to_vec();
+        if let (Some(rule), Some(class)) = (plan.rules.get(rule_number), pack.classes.get(id)) {
+            let values = message::values(&plan, rule_number, class, &record);
+            pack.pending = Some(of_firing(rule, time_ns, message::text(rule, &values), values));
+            pack.open_pending(&self.output, self.boot_offset_ns, None);
         }
     }
 
@@ -771,6 +801,18 @@ impl Session {
         }
         told?;
         Ok(self.packs.iter().map(|pack| pack.saved_traces).sum())
+    }
+}
+
+/// What is told of a firing in what is saved because of it.
+fn of_firing(rule: &Rule, time_ns: u64, message: String, values: Vec<NamedValue>) -> Incident {
+    Incident {
+        reason: rule.name.clone(),
+        rule: Some(rule.name.clone()),
+        fired_at_ns: Some(time_ns),
+        message: Some(message),
+        values,
+        ..Incident::default()
     }
 }
 

@@ -342,6 +342,15 @@ impl PackImage {
         sets.fold(0, |word, (number, _)| word | 1 << number)
     }
 
+    /// Bytes of its buffers on so many CPUs.
+    #[must_use]
+    pub fn ring_bytes(&self, cpus: u32) -> u64 {
+        let rings = self.rings.iter().flatten();
+        rings
+            .map(|ring| u64::from(ring.pages) * u64::from(cpus) * PAGE_BYTES as u64)
+            .sum()
+    }
+
     /// The sets that there are, one bit each.
     #[must_use]
     pub fn sets(&self) -> u64 {

@@ -77,6 +77,7 @@ pub const NAMES: &[Code] = &[
     code("E115", "a param that is used before it is defined"),
     code("E116", "a part of something that has no parts"),
     code("E117", "an event that the kernel lets no program attach to"),
+    code("E118", "something that this host never lets be captured"),
 ];
 
 /// E2xx: values that do not fit what is done with them.

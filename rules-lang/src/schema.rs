@@ -302,6 +302,13 @@ pub trait Schema {
         None
     }
 
+    /// Whether the host forbids that an event, or a field of it (`filename`, `args.prev.comm`), is ever captured. A
+    /// forbidden event is also not attachable, and a forbidden field has neither place nor recipe.
+    fn forbids(&self, event: (&str, &str), field: Option<&str>) -> bool {
+        let _ = (event, field);
+        false
+    }
+
     /// Follows `args.…` of an event. `steps[0]` names the argument.
     ///
     /// # Errors

@@ -429,6 +429,13 @@ impl Schema for Fixture {
             .collect()
     }
 
+    fn forbids(&self, event: (&str, &str), field: Option<&str>) -> bool {
+        match field {
+            None => event == ("net", "net_secret"),
+            Some(field) => event == ("net", "net_dev_queue") && field.starts_with("args.skb.data"),
+        }
+    }
+
     fn unattachable(&self, system: &str, name: &str) -> Option<&str> {
         ((system, name) == ("irq_vectors", "irq_work_exit")).then_some("perf itself works by such interrupts")
     }

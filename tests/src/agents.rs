@@ -224,6 +224,10 @@ impl Bed {
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let path = entry.path();
+                // What is being written, or was when its writer was killed, is no trace.
+                if entry.file_name().as_bytes().starts_with(b".") {
+                    continue;
+                }
                 if path.join("incident.json").exists() {
                     found.push(path);
                 } else if path.is_dir() {

@@ -94,6 +94,7 @@ impl Lab {
             uuid: [7; 16],
             pins: None,
             memo: "",
+            max_bytes: u64::MAX,
         })
     }
 

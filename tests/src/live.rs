@@ -55,6 +55,7 @@ impl Machine {
             uuid: [0x7e; 16],
             pins: None,
             memo: "",
+            max_bytes: u64::MAX,
         };
         lkst::kernel::generation::load(plans, &env)
     }

@@ -78,6 +78,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         uuid: host.uuid,
         pins: None,
         memo: "",
+        max_bytes: u64::MAX,
     };
     let mut loaded = load(&plans, &env).map_err(|error| load_failed(error, &compiled))?;
     if loaded.image.follows_command {

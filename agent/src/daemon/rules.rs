@@ -18,6 +18,7 @@ use crate::kernel::adopt::adopt;
 use crate::kernel::generation::load;
 use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::pins::Pins;
+use crate::kernel::restricted::Restricted;
 use crate::kernel::schema::KernelSchema;
 use crate::reload::{Packs, Version, VersionText};
 use crate::rules_dir::scan;
@@ -43,6 +44,28 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// What rules may see of it.
+    fn allowed<'a>(&'a self, config: &'a Config) -> Restricted<'a> {
+        Restricted {
+            schema: &self.schema,
+            never: &config.never_capture,
+        }
+    }
+}
+
+/// A plan as the host wants it: one that is only observed decides and counts, and acts on nothing.
+fn as_set(config: &Config, plan: Arc<Plan>) -> Arc<Plan> {
+    if !config.is_observed(&plan.pack) {
+        return plan;
+    }
+    let mut plan = (*plan).clone();
+    for rule in &mut plan.rules {
+        rule.actions.clear();
+    }
+    Arc::new(plan)
+}
+
 /// Gives memory that is not used any more back to the machine.
 fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -54,7 +77,12 @@ fn trim() {
 
 /// All that a pack is compiled with, as a key.
 fn settings(config: &Config, pack: &str) -> String {
-    format!("{:?} {:?}", config.options(pack), config.mode(pack))
+    format!(
+        "{:?} {:?} {:?}",
+        config.options(pack),
+        config.mode(pack),
+        config.never_capture
+    )
 }
 
 impl Agent {
@@ -78,11 +106,13 @@ impl Agent {
                         Err(error) => unread = Some(format!("{error:#}")),
                     }
                 }
-                let schema = kernel
+                let kernel = kernel
                     .as_ref()
                     .ok_or_else(|| unread.clone().unwrap_or_default())?;
                 let options = config.options(&text.pack.name);
-                Ok(compile_text(text, &options, &schema.schema))
+                let mut compiled = compile_text(text, &options, &kernel.allowed(config));
+                compiled.plan = compiled.plan.map(|plan| as_set(config, plan));
+                Ok(compiled)
             },
         );
         self.say_errors();
@@ -200,7 +230,7 @@ impl Agent {
         let plans: Vec<Arc<Plan>> = self.packs.wanted().into_iter().map(|(_, _, plan)| plan).collect();
         let now = unix_now_ns();
         let memo = serde_json::to_string(&self.packs.texts(now)).unwrap_or_default();
-        let env = environment(&self.host, kernel, self.pins.clone(), &memo)
+        let env = environment(&self.options.config, &self.host, kernel, self.pins.clone(), &memo)
             .map_err(|error| LoadError::Grace(std::io::Error::other(format!("{error:#}"))))?;
         let log = &mut self.log;
         let programs_loaded = match &mut self.session {
@@ -245,7 +275,7 @@ impl Agent {
         let features = generator_features(&kernel.schema)?;
         let config = &self.options.config;
         let plans = |memo: &str| -> Result<Vec<Arc<Plan>>, String> {
-            Ok(versions(memo, config, &kernel.schema)?
+            Ok(versions(memo, config, &kernel)?
                 .into_iter()
                 .map(|version| version.plan)
                 .collect())
@@ -256,7 +286,7 @@ impl Agent {
             self.open_pins();
             return Ok(());
         };
-        let versions = versions(&adopted.memo, config, &kernel.schema).map_err(anyhow::Error::msg)?;
+        let versions = versions(&adopted.memo, config, &kernel).map_err(anyhow::Error::msg)?;
         tracing::info!(
             packs = versions.len(),
             generation = adopted.loaded.generation(),
@@ -290,6 +320,7 @@ fn clear(pins: &Pins) {
 }
 
 fn environment<'e>(
+    config: &Config,
     host: &crate::session::Host,
     kernel: &'e Kernel,
     pins: Option<Arc<Pins>>,
@@ -301,21 +332,22 @@ fn environment<'e>(
         tracefs: kernel.schema.tracefs(),
         uuid: host.uuid,
         pins,
+        max_bytes: config.max_memory.0,
         memo,
     })
 }
 
 /// The versions that a memo names, compiled as they were.
-fn versions(memo: &str, config: &Config, schema: &KernelSchema) -> Result<Vec<Version>, String> {
+fn versions(memo: &str, config: &Config, kernel: &Kernel) -> Result<Vec<Version>, String> {
     let texts: Vec<VersionText> = serde_json::from_str(memo).map_err(|error| error.to_string())?;
     let version = |text: VersionText| {
         let pack = text.pack();
         let options: Options = config.options(&text.name);
-        let (plan, diagnostics) = compile(&pack, &options, schema);
+        let (plan, diagnostics) = compile(&pack, &options, &kernel.allowed(config));
         let said = render(&diagnostics, &pack.sources, false);
         match plan {
             Some(plan) => Ok(Version {
-                plan: Arc::new(plan),
+                plan: as_set(config, Arc::new(plan)),
                 text,
                 warnings: Some(said).filter(|said| !said.is_empty()),
             }),

@@ -259,6 +259,17 @@ impl Loaded {
         numbers: Numbers,
         env: &Environment<'_>,
     ) -> Result<Staged, LoadError> {
+        if image.bytes() > env.max_bytes {
+            return Err(LoadError::TooMuchMemory {
+                bytes: image.bytes(),
+                most: env.max_bytes,
+                packs: image
+                    .packs
+                    .iter()
+                    .map(|pack| (pack.plan.pack.clone(), pack.ring_bytes(env.features.cpus)))
+                    .collect(),
+            });
+        }
         let mut maps = BTreeMap::new();
         let known = |map: MapRef| match map {
             MapRef::Slots(number) => self.programs.contains_key(&number),

@@ -23,6 +23,19 @@ pub enum LoadError {
     /// The code generator cannot do it.
     #[error("{}", .0.error)]
     Build(BuildError),
+    /// All packs together want more than the host lets them have.
+    #[error(
+        "the buffers and maps of all packs would have {} together, and `max_memory` in lkst.toml is {}: {}",
+        megabytes(*bytes), megabytes(*most), shares(packs)
+    )]
+    TooMuchMemory {
+        /// What they want.
+        bytes: u64,
+        /// What they may have.
+        most: u64,
+        /// What the buffers of each pack want.
+        packs: Vec<(String, u64)>,
+    },
     /// A map could not be made.
     #[error("cannot make the map `{map}`: {error}")]
     Map {
@@ -76,6 +89,22 @@ pub enum LoadError {
     Grace(io::Error),
 }
 
+/// Rounded up, so that what is over a limit never looks like the limit.
+fn megabytes(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+/// The largest first; not all of 64.
+fn shares(packs: &[(String, u64)]) -> String {
+    let mut packs: Vec<&(String, u64)> = packs.iter().collect();
+    packs.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let shown = packs
+        .iter()
+        .take(5)
+        .map(|(name, bytes)| format!("{name} {}", megabytes(*bytes)));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 /// What the kernel said, without the thousands of lines that led to it.
 fn refusal(error: &ProgramError) -> String {
     let ProgramError::LoadError {
@@ -115,6 +144,8 @@ pub struct Environment<'e> {
     pub uuid: [u8; 16],
     /// Where everything gets a name, under which it stays in the kernel when we are gone. `None`: it goes with us.
     pub pins: Option<Arc<Pins>>,
+    /// The most bytes that all maps may have together.
+    pub max_bytes: u64,
     /// What whoever adopts this generation is to be told, beside what it finds.
     pub memo: &'e str,
 }

@@ -15,6 +15,7 @@ pub mod loaded;
 pub mod memory;
 pub mod pins;
 pub mod print_format;
+pub mod restricted;
 pub mod ring;
 pub mod schema;
 pub mod syscall;

@@ -8,6 +8,7 @@ use crate::ast::Pattern;
 use crate::diagnostic::Diagnostic;
 use crate::nearest::nearest;
 use crate::schema::{Event, Schema};
+use crate::source::Span;
 
 /// The kernel's events, looked up by name and by glob.
 pub(super) struct Events<'a> {
@@ -63,6 +64,9 @@ impl<'a> Events<'a> {
     /// The error for an event that this kernel does not have, or that no program can be attached to.
     pub(super) fn unknown(&self, pattern: &Pattern) -> Diagnostic {
         let written = format!("{}:{}", pattern.system, pattern.event);
+        if self.schema.forbids((&pattern.system, &pattern.event), None) {
+            return forbidden(&written, pattern.span);
+        }
         if let Some(reason) = self.schema.unattachable(&pattern.system, &pattern.event) {
             return Diagnostic::error(
                 "E117",
@@ -141,6 +145,13 @@ pub(super) fn matches(glob: &str, text: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+/// The error for what the host forbids.
+pub(super) fn forbidden(what: &str, span: Span) -> Diagnostic {
+    let message = format!("`{what}` is never captured on this host");
+    let error = Diagnostic::error("E118", span, message);
+    error.help("`never_capture` in lkst.toml says so; leave it out")
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //!
 //! A bare name is, in this order: a field of the event, a param of the pack, `cpu` or `time`, a symbol (`symbol.rs`).
 
+use super::events::forbidden;
 use super::expr::{Typer, ast_text, describe};
 use super::suggest::{with_known, with_list, with_near};
 use crate::ast::{self, ExprKind};
@@ -104,6 +105,11 @@ impl<'a> Typer<'a> {
     /// A field, or an element of one.
     fn field(&mut self, event: &'a Event, field: &'a Field, rest: &[Step<'a>], span: Span) -> Option<Found> {
         let name = &field.name;
+        if self.schema.forbids((&event.system, &event.name), Some(name)) {
+            self.found
+                .push(forbidden(&format!("{}.{name}", event.full_name()), span));
+            return None;
+        }
         let load = match rest {
             [] => Load::Field {
                 name: name.clone(),
@@ -191,10 +197,16 @@ impl<'a> Typer<'a> {
     fn argument(&mut self, steps: &[Step<'a>], span: Span) -> Option<Found> {
         let event = self.event_or_constant("args.…", span)?;
         let path = path_steps(steps);
+        let written = format!("args{}", path.iter().map(step_text).collect::<String>());
+        if self.schema.forbids((&event.system, &event.name), Some(&written)) {
+            self.found
+                .push(forbidden(&format!("{}.{written}", event.full_name()), span));
+            return None;
+        }
         match self.schema.argument(event, &path) {
             Ok(found) => {
                 let load = Load::Field {
-                    name: format!("args{}", path.iter().map(step_text).collect::<String>()),
+                    name: written,
                     place: None,
                     recipe: Some(found.recipe),
                 };
