@@ -13,8 +13,9 @@ use lkst_rules::diagnostic::Diagnostics;
 use lkst_rules::parse::parse_expression;
 
 use crate::command::explain::{ExplainOptions, Stage};
-use crate::command::{Failed, agent, check, event, events, explain, run, schema, show};
+use crate::command::{Failed, agent, check, event, events, explain, orders, run, schema, show};
 use crate::config::{CONFIG_FILE, FolderFlags};
+use crate::control::Request;
 
 /// A rule-driven tracer for the Linux kernel.
 ///
@@ -128,6 +129,75 @@ enum Command {
         #[arg(long)]
         stop_tracing: bool,
     },
+    /// Show what a running agent does: packs, sets, buffers, firings, losses, cost
+    Status {
+        #[command(flatten)]
+        at: RunDir,
+        /// As JSON
+        #[arg(long, conflicts_with = "watch")]
+        json: bool,
+        /// Again every second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Let a running agent look at its rules folder now, and compile all of it
+    ///
+    /// Needed only where the kernel's events have changed, such as by a module, or where tracing was ended by hand: a
+    /// change of the folder is seen by itself.
+    Reload {
+        #[command(flatten)]
+        at: RunDir,
+    },
+    /// Save what is in the current buffer of a pack, or of all packs, while recording goes on
+    Save {
+        #[command(flatten)]
+        at: RunDir,
+        /// Which [default: all]
+        pack: Option<String>,
+    },
+    /// Switch a pack to another of its buffers; the one that it leaves is saved
+    #[command(after_help = "Examples:
+  lkst switch io_stall incident --for 10s
+  lkst switch io_stall main")]
+    Switch {
+        #[command(flatten)]
+        at: RunDir,
+        /// Which pack
+        pack: String,
+        /// To which buffer
+        buffer: String,
+        /// How long, such as 10s; then recording returns to `main` [default: until the next switch]
+        #[arg(long = "for", value_name = "DUR", value_parser = duration)]
+        duration: Option<Duration>,
+    },
+    /// Enable a set of a pack
+    Enable {
+        #[command(flatten)]
+        at: RunDir,
+        /// Which pack
+        pack: String,
+        /// Which of its sets
+        set: String,
+        /// How long, such as 10s [default: without end]
+        #[arg(long = "for", value_name = "DUR", value_parser = duration)]
+        duration: Option<Duration>,
+    },
+    /// Disable a set of a pack
+    Disable {
+        #[command(flatten)]
+        at: RunDir,
+        /// Which pack
+        pack: String,
+        /// Which of its sets
+        set: String,
+    },
+    /// Bring a pack back to how it starts: stopped, over its budget, `once` and `limit` used up
+    Reset {
+        #[command(flatten)]
+        at: RunDir,
+        /// Which pack
+        pack: String,
+    },
     /// Print a stage of what rules become
     Explain {
         /// A rule file, the folder of a pack, or a folder of packs
@@ -138,6 +208,13 @@ enum Command {
         #[command(flatten)]
         params: Params,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct RunDir {
+    /// Where the agent's socket is
+    #[arg(long, value_name = "DIR", default_value = "/run/lkst")]
+    run_dir: PathBuf,
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,6 +237,10 @@ fn param(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write NAME=VALUE, such as slow=50ms")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A duration as the rule language writes it.
@@ -309,6 +390,39 @@ fn dispatch(command: Command) -> anyhow::Result<()> {
             },
             stop_tracing,
         }),
+        Command::Status { at, json, watch } => {
+            let view = match (json, watch) {
+                (true, _) => orders::View::Json,
+                (false, true) => orders::View::Watch,
+                (false, false) => orders::View::People,
+            };
+            orders::status(&at.run_dir, view, &mut out)
+        }
+        Command::Reload { at } => orders::order(&at.run_dir, &Request::Reload, &mut out),
+        Command::Save { at, pack } => orders::order(&at.run_dir, &Request::Save { pack }, &mut out),
+        Command::Switch {
+            at,
+            pack,
+            buffer,
+            duration,
+        } => {
+            let for_ns = duration.map(nanoseconds);
+            let request = Request::Switch { pack, buffer, for_ns };
+            orders::order(&at.run_dir, &request, &mut out)
+        }
+        Command::Enable {
+            at,
+            pack,
+            set,
+            duration,
+        } => {
+            let for_ns = duration.map(nanoseconds);
+            orders::order(&at.run_dir, &Request::Enable { pack, set, for_ns }, &mut out)
+        }
+        Command::Disable { at, pack, set } => {
+            orders::order(&at.run_dir, &Request::Disable { pack, set }, &mut out)
+        }
+        Command::Reset { at, pack } => orders::order(&at.run_dir, &Request::Reset { pack }, &mut out),
         Command::Explain { path, emit, params } => {
             let options = ExplainOptions {
                 path,

@@ -1,7 +1,15 @@
 //! The control socket: what may be asked of a running agent, and what it answers.
 //!
+//! ```text
+//! `lkst status` … ─client.rs→ RUN_DIR/control.sock ─server.rs→ Asked ─→ the agent's loop ─→ Done or Refusal ─→ back
+//! ```
+//!
 //! Whoever asks is somewhere else; the one loop of the agent (`daemon.rs`) answers, so an answer is always about one
-//! moment.
+//! moment. docs/control.md has the protocol.
+
+pub mod client;
+pub mod server;
+pub mod socket;
 
 use std::path::PathBuf;
 
@@ -12,7 +20,7 @@ use crate::status::Status;
 
 /// What may be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// What is there.
     Status,

@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod guard;
 pub mod kernel;
+pub mod metrics;
 pub mod pack;
 pub mod reload;
 pub mod rules_dir;

@@ -1,7 +1,7 @@
 //! `lkst agent`: settings and flags in, a daemon that runs for months; its log and its privileges.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
@@ -12,7 +12,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::Failed;
 use crate::accounts;
-use crate::config::{Config, FolderFlags};
+use crate::config::{Config, FolderFlags, MetricsAddress};
+use crate::control::server::{Listener, Serve, serve};
+use crate::control::socket::Bound;
 use crate::daemon::{Agent, AgentOptions, Signals};
 use crate::guard::Boot;
 use crate::trust::Trust;
@@ -60,12 +62,54 @@ pub fn run(arguments: AgentArguments) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    let group = group(&options.config, &arguments.config)?;
+    let socket = Bound::new(&options.folders.run, group).map_err(Failed::input)?;
+    let metrics = match &options.config.metrics_address {
+        Some(address) => Some(
+            metrics_listener(address)
+                .with_context(|| format!("cannot serve metrics at {address:?}, as `metrics_address` says"))?,
+        ),
+        None => None,
+    };
     // Before anything is in the kernel: to be asked to end must never be to be cut off.
     let signals = Signals::new().context("cannot catch signals")?;
     let agent = Agent::start(options)?;
     drop_privileges();
-    let (_ask, asked) = mpsc::channel(WAITING);
+    let (ask, asked) = mpsc::channel(WAITING);
+    let listener = Listener::Unix(socket.listener().context("cannot wait for clients")?);
+    runtime.spawn(serve(listener, Serve::Control, ask.clone()));
+    if let Some(listener) = metrics {
+        runtime.spawn(serve(listener, Serve::Metrics, ask));
+    }
     runtime.block_on(agent.run(signals, asked))
+}
+
+/// Who may use the socket beside root.
+fn group(config: &Config, file: &Path) -> anyhow::Result<Option<u32>> {
+    let Some(name) = &config.socket_group else {
+        return Ok(None);
+    };
+    let group = accounts::group(name)
+        .map_err(|error| Failed::Input(format!("{}: `socket_group`: {error}", file.display())))?;
+    Ok(Some(group))
+}
+
+fn metrics_listener(address: &MetricsAddress) -> anyhow::Result<Listener> {
+    Ok(match address {
+        MetricsAddress::Tcp(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Listener::Tcp(tokio::net::TcpListener::from_std(listener)?)
+        }
+        MetricsAddress::Unix(path) => {
+            use std::os::unix::fs::FileTypeExt as _;
+            // One that an agent before us has left.
+            if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+                std::fs::remove_file(path)?;
+            }
+            Listener::Unix(tokio::net::UnixListener::bind(path)?)
+        }
+    })
 }
 
 /// To the journal where systemd runs us, else to standard error with the time.

@@ -14,8 +14,10 @@ pub mod check;
 pub mod event;
 pub mod events;
 pub mod explain;
+pub mod orders;
 pub mod run;
 pub mod show;
+pub mod status_view;
 
 /// Why a command ended without doing its work, in words for people.
 #[derive(Debug, thiserror::Error)]
