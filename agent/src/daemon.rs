@@ -98,6 +98,8 @@ pub struct Agent {
     /// What went wrong with the last change of rules, beside what packs are to blame for.
     reload_trouble: Option<String>,
     watch_trouble: Option<String>,
+    /// Traces that the session had written when memory was last given back.
+    saved_traces: u64,
     log: Log,
 }
 
@@ -129,6 +131,7 @@ impl Agent {
             last_reload: None,
             reload_trouble: None,
             watch_trouble: None,
+            saved_traces: 0,
             log: Log::default(),
             options,
         };
@@ -234,9 +237,14 @@ impl Agent {
         tell_manager(&[sd_notify::NotifyState::Watchdog]);
     }
 
-    /// Says what went wrong with saving, once.
+    /// Says what went wrong with saving, once, and gives back the memory that it took.
     fn after_saving(&mut self) {
         if let Some(session) = &mut self.session {
+            let saved = session.saved_traces();
+            if saved != self.saved_traces {
+                self.saved_traces = saved;
+                rules::trim();
+            }
             for trouble in std::mem::take(&mut session.troubles) {
                 self.log.trouble(trouble);
             }
@@ -331,6 +339,7 @@ impl Agent {
             last_reload: None,
             reload_trouble: None,
             watch_trouble: None,
+            saved_traces: 0,
             log: Log::default(),
             options,
         };

@@ -24,7 +24,7 @@ use lkst_rules::plan::{Action, Plan, Rule};
 use crate::kernel::generation::Former;
 use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::loaded::Loaded;
-use crate::kernel::ring::Rings;
+use crate::kernel::ring::{Look, Rings};
 use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
 use crate::trace::incident::{Counts, Incident, NamedValue};
 use crate::trace::metadata::TraceInfo;
@@ -340,10 +340,18 @@ impl Session {
     /// Writes the buffers of former generations, each into a folder of its own.
     fn save_leaving(&mut self) {
         for leaving in std::mem::take(&mut self.leaving) {
-            let streams: Vec<RawStream> = (0..leaving.rings.cpus())
-                .map(|cpu| leaving.rings.copy(cpu, false))
-                .collect();
-            if streams.iter().all(|stream| stream.pos <= stream.floor) || self.is_saved(&streams) {
+            if leaving.rings.is_empty() {
+                continue;
+            }
+            let streams: Vec<RawStream> = match leaving.rings.look() {
+                Ok(look) => look.copies(false).collect(),
+                Err(error) => {
+                    self.trouble(SaveError::Rings(error).to_string());
+                    self.leaving.push(leaving);
+                    continue;
+                }
+            };
+            if self.is_saved(&streams) {
                 continue;
             }
             let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
@@ -452,6 +460,12 @@ impl Session {
             }
         }
         told
+    }
+
+    /// Traces that the packs in force have written.
+    #[must_use]
+    pub fn saved_traces(&self) -> u64 {
+        self.packs.iter().map(|pack| pack.saved_traces).sum()
     }
 
     /// Nothing more can happen: every pack has stopped.
@@ -664,8 +678,9 @@ impl Session {
             return;
         };
         for rings in (0..pack.plan.buffers.len()).filter_map(|buffer| self.loaded.rings_of(number, buffer)) {
-            for cpu in 0..rings.cpus() {
-                let copy = rings.copy(cpu, false);
+            // Where they cannot even be looked at, nobody knows how many.
+            let Ok(look) = rings.look() else { continue };
+            for copy in look.copies(false) {
                 for found in raw::records(&copy, &pack.classes).records {
                     if let Some(class) = pack.classes.get(found.id) {
                         *pack.unsaved.entry(class.layout.name.clone()).or_default() += 1;
@@ -692,10 +707,14 @@ impl Session {
             live,
             ..about
         };
-        let streams = buffers
+        let rings = buffers
             .iter()
-            .filter_map(|buffer| self.loaded.rings_of(number, *buffer))
-            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, live)));
+            .filter_map(|buffer| self.loaded.rings_of(number, *buffer));
+        let looks: Vec<Look<'_>> = rings
+            .map(Rings::look)
+            .collect::<io::Result<_>>()
+            .map_err(SaveError::Rings)?;
+        let streams = looks.iter().flat_map(|look| look.copies(live));
         let kept = self.write_streams(image, streams, folder, about)?;
         if let Some(pack) = self.packs.get_mut(number) {
             pack.saved_traces += 1;
@@ -706,10 +725,11 @@ impl Session {
 
     /// Copies of a buffer's rings, to which nothing writes any more.
     fn streams(&self, number: usize, buffer: usize) -> Vec<RawStream> {
-        let rings = self.loaded.rings_of(number, buffer).into_iter();
-        rings
-            .flat_map(|rings| (0..rings.cpus()).map(move |cpu| rings.copy(cpu, false)))
-            .collect()
+        let look = self.loaded.rings_of(number, buffer).map(Rings::look);
+        match look {
+            Some(Ok(look)) => look.copies(false).collect(),
+            _ => Vec::new(),
+        }
     }
 
     fn write_streams(
@@ -800,7 +820,7 @@ impl Session {
             }
         }
         told?;
-        Ok(self.packs.iter().map(|pack| pack.saved_traces).sum())
+        Ok(self.saved_traces())
     }
 }
 

@@ -165,13 +165,25 @@ impl Counted for Loaded {
     fn ring(&self, buffer: &str, cpu: usize) -> View {
         let rings = self.rings_of(0, self.buffer(buffer));
         let rings = rings.unwrap_or_else(|| panic!("no rings of `{buffer}`"));
-        View::new(rings.copy(cpu, false), &self.image.packs[0].layouts)
+        View::new(
+            rings
+                .look()
+                .unwrap_or_else(|error| panic!("the rings cannot be mapped: {error}"))
+                .copy(cpu, false),
+            &self.image.packs[0].layouts,
+        )
     }
 
     fn live_ring(&self, buffer: &str, cpu: usize) -> View {
         let rings = self.rings_of(0, self.buffer(buffer));
         let rings = rings.unwrap_or_else(|| panic!("no rings of `{buffer}`"));
-        View::new(rings.copy(cpu, true), &self.image.packs[0].layouts)
+        View::new(
+            rings
+                .look()
+                .unwrap_or_else(|error| panic!("the rings cannot be mapped: {error}"))
+                .copy(cpu, true),
+            &self.image.packs[0].layouts,
+        )
     }
 
     fn buffer(&self, name: &str) -> usize {

@@ -151,7 +151,10 @@ pub fn records(loaded: &Loaded, pack: usize, most: usize) -> Vec<Record> {
     let mut records = Vec::new();
     for rings in (0..image.rings.len()).filter_map(|buffer| loaded.rings_of(pack, buffer)) {
         for cpu in 0..rings.cpus() {
-            let stream = rings.copy(cpu, false);
+            let stream = rings
+                .look()
+                .unwrap_or_else(|error| panic!("the rings cannot be mapped: {error}"))
+                .copy(cpu, false);
             let mut left: HashMap<u16, usize> = HashMap::new();
             let mut found = raw::records(&stream, &classes).records;
             found.reverse();

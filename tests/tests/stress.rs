@@ -223,7 +223,7 @@ fn nothing_is_torn_and_nothing_forged() {
     while recorded(&loaded) < wanted {
         for _ in 0..64 {
             for (worker, cpu) in cpus.iter().enumerate() {
-                let copy = loaded.rings_of(0, 0).unwrap().copy(*cpu, true);
+                let copy = loaded.rings_of(0, 0).unwrap().look().unwrap().copy(*cpu, true);
                 let view = View::with_classes(copy, classes.clone());
                 checker.check(&view, *cpu, &pids, worker);
                 copies += 1;

@@ -67,7 +67,7 @@ fn as_set(config: &Config, plan: Arc<Plan>) -> Arc<Plan> {
 }
 
 /// Gives memory that is not used any more back to the machine.
-fn trim() {
+pub(super) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it has no preconditions.
     unsafe {

@@ -17,7 +17,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use lkst_probes::asm::MapRef;
 use lkst_probes::features::Features;
 use lkst_probes::image::{self, Attach, Image};
-use lkst_probes::layout::control;
+use lkst_probes::layout::{PAGE_BYTES, control};
 use lkst_probes::numbers::Numbers;
 use lkst_rules::plan::Plan;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ use super::link::Grace;
 use super::loaded::{Loaded, LoadedProgram};
 use super::memory::Mapping;
 use super::pins::{Handle, Pins};
-use super::ring::Rings;
+use super::ring::{Pages, Rings};
 
 /// Of manifests and of everything that programs and agents share: to be raised when an agent could not go on with what
 /// another version left.
@@ -313,13 +313,13 @@ impl Loaded {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 fd => fd.map_err(damaged(&name))?,
             };
-            let bytes = ring.pages as usize * self.cpus() * lkst_probes::layout::PAGE_BYTES;
-            let pages = Mapping::new(fd.as_fd(), bytes).map_err(damaged(&name))?;
+            let bytes = ring.pages as usize * self.cpus() * PAGE_BYTES;
+            let pages = Pages::new(fd.try_clone().map_err(damaged(&name))?, bytes);
             let Some(heads) = self.heads.get(usize::from(ring.heads.map)).cloned() else {
                 continue;
             };
             let rings = Rings::adopt(&buffer, (heads, ring.heads.at as usize), pages, self.cpus());
-            self.rings.insert(ring.map, rings);
+            self.rings.insert(ring.map, rings.map_err(damaged(&name))?);
             if let std::collections::btree_map::Entry::Vacant(vacant) =
                 self.maps.entry(MapRef::Pages(ring.map))
             {

@@ -21,7 +21,7 @@ use aya::maps::{HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
 use lkst_probes::asm::MapRef;
 use lkst_probes::image::{self, Image, MapImage, PackImage, ProgramImage};
-use lkst_probes::layout::{control, counter, state};
+use lkst_probes::layout::{PAGE_BYTES, control, counter, state};
 use lkst_probes::lower;
 use lkst_probes::numbers::{Numbers, Words};
 use lkst_rules::plan::Plan;
@@ -32,7 +32,7 @@ use super::load::{Environment, LoadError, event_name, load_code, make_map, rando
 use super::loaded::{Loaded, LoadedProgram};
 use super::memory::Mapping;
 use super::pins::{Handle, LINK, Pins};
-use super::ring::Rings;
+use super::ring::{Pages, Rings};
 
 /// A generation that is ready and not in force.
 struct Staged {
@@ -334,13 +334,19 @@ impl Loaded {
                     continue;
                 };
                 let map = MapRef::Pages(ring.map);
-                let pages = new_mappings(image, &staged.maps, |of| *of == map)?;
+                let pages = staged.maps.get(&map);
                 let heads = self.heads.iter().chain(&staged.heads);
                 let heads = heads.clone().nth(usize::from(ring.heads.map));
-                let (Some(pages), Some(heads)) = (pages.into_iter().next(), heads) else {
+                let (Some(pages), Some(heads)) = (pages, heads) else {
                     return Err(map_error(map, MapError::KeyNotFound));
                 };
                 let cpus = env.features.cpus as usize;
+                let fd = pages
+                    .fd()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(memory_error(map))?;
+                let pages = Pages::new(fd, ring.pages as usize * cpus * PAGE_BYTES);
                 let heads = (heads.clone(), ring.heads.at as usize);
                 let rings = Rings::prepare(&buffer.name, heads, pages, cpus, env.uuid, random)
                     .map_err(memory_error(map))?;

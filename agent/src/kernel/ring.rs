@@ -3,6 +3,8 @@
 //! In: the maps of heads and of pages. Out: rings ready for the programs, and copies of them ([`RawStream`]) for
 //! whoever seals a trace. The programs write while we look; the order of our looks is what makes a copy sound.
 
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -17,9 +19,35 @@ pub struct Rings {
     /// The buffer's name.
     pub buffer: String,
     heads: Heads,
-    pages: Mapping,
+    pages: Pages,
     pages_per_cpu: usize,
     instances: Vec<Instance>,
+}
+
+/// The map of pages. It is mapped into memory only while it is looked at: rings are large, and an agent is to be small.
+#[derive(Debug)]
+pub struct Pages {
+    map: OwnedFd,
+    bytes: usize,
+}
+
+impl Pages {
+    /// Pages of a map that has so many bytes.
+    #[must_use]
+    pub fn new(map: OwnedFd, bytes: usize) -> Pages {
+        Pages { map, bytes }
+    }
+
+    fn mapped(&self) -> io::Result<Mapping> {
+        Mapping::new(self.map.as_fd(), self.bytes)
+    }
+}
+
+/// Rings that are mapped into memory.
+#[derive(Debug)]
+pub struct Look<'r> {
+    rings: &'r Rings,
+    pages: Mapping,
 }
 
 /// Where the heads are, each [`head::BYTES`] long.
@@ -56,12 +84,13 @@ impl Rings {
     pub fn prepare(
         buffer: &str,
         (heads, heads_at): (Arc<Mapping>, usize),
-        pages: Mapping,
+        pages: Pages,
         cpus: usize,
         uuid: [u8; 16],
-        mut random: impl FnMut() -> std::io::Result<u64>,
-    ) -> std::io::Result<Rings> {
-        let pages_per_cpu = pages.bytes() / PAGE_BYTES / cpus.max(1);
+        mut random: impl FnMut() -> io::Result<u64>,
+    ) -> io::Result<Rings> {
+        let pages_per_cpu = pages.bytes / PAGE_BYTES / cpus.max(1);
+        let mapped = pages.mapped()?;
         let mut instances = Vec::with_capacity(cpus);
         for cpu in 0..cpus {
             let instance = Instance {
@@ -74,7 +103,7 @@ impl Rings {
                 .store(instance.salt, Ordering::Relaxed);
             let page_head = page_head(uuid, instance.id, cpu as u32);
             for number in 0..pages_per_cpu {
-                pages.write((cpu * pages_per_cpu + number) * PAGE_BYTES, &page_head);
+                mapped.write((cpu * pages_per_cpu + number) * PAGE_BYTES, &page_head);
             }
             instances.push(instance);
         }
@@ -88,16 +117,19 @@ impl Rings {
     }
 
     /// Goes on with rings that were prepared before: by an agent that is gone.
-    #[must_use]
+    ///
+    /// # Errors
+    /// The pages cannot be mapped.
     pub fn adopt(
         buffer: &str,
         (heads, heads_at): (Arc<Mapping>, usize),
-        pages: Mapping,
+        pages: Pages,
         cpus: usize,
-    ) -> Rings {
-        let pages_per_cpu = pages.bytes() / PAGE_BYTES / cpus.max(1);
+    ) -> io::Result<Rings> {
+        let pages_per_cpu = pages.bytes / PAGE_BYTES / cpus.max(1);
+        let mapped = pages.mapped()?;
         let instance = |cpu: usize| Instance {
-            id: pages
+            id: mapped
                 .u64(cpu * pages_per_cpu * PAGE_BYTES + page::INSTANCE_ID)
                 .load(Ordering::Relaxed),
             salt: heads
@@ -105,13 +137,13 @@ impl Rings {
                 .load(Ordering::Relaxed),
         };
         let instances = (0..cpus).map(instance).collect();
-        Rings {
+        Ok(Rings {
             buffer: buffer.to_owned(),
             heads: Heads::Shared(heads, heads_at),
             pages,
             pages_per_cpu,
             instances,
-        }
+        })
     }
 
     /// How many CPUs have a ring.
@@ -136,45 +168,21 @@ impl Rings {
         self.head(cpu, head::POS)
     }
 
-    /// A copy of a CPU's ring. With `live` programs may write meanwhile: then only records that were committed in two
-    /// looks, in pages that were not lapped between them, are in the copy as records.
+    /// Maps them into memory, to be copied.
+    ///
+    /// # Errors
+    /// They cannot be mapped.
+    pub fn look(&self) -> io::Result<Look<'_>> {
+        Ok(Look {
+            rings: self,
+            pages: self.pages.mapped()?,
+        })
+    }
+
+    /// Whether nothing was recorded since the rings were made or last given up.
     #[must_use]
-    pub fn copy(&self, cpu: usize, live: bool) -> RawStream {
-        let bytes = self.pages_per_cpu * PAGE_BYTES;
-        let from = cpu * bytes;
-        let instance = self
-            .instances
-            .get(cpu)
-            .copied()
-            .unwrap_or(Instance { id: 0, salt: 0 });
-        let pos = self.head(cpu, head::POS);
-        let mut first = Vec::new();
-        if live {
-            self.pages.copy_to(from, bytes, &mut first);
-            fence(Ordering::SeqCst);
-        }
-        let mut pages = Vec::new();
-        self.pages.copy_to(from, bytes, &mut pages);
-        fence(Ordering::SeqCst);
-        let mut floor = self.head(cpu, head::FLOOR);
-        if live {
-            // What a writer may have begun to overwrite between the looks is not ours to read.
-            let now = self.head(cpu, head::POS);
-            let lapped = (now / PAGE_BYTES as u64 + 1).saturating_sub(self.pages_per_cpu as u64);
-            floor = floor.max(lapped * PAGE_BYTES as u64);
-            uncommit_changed_words(&first, &mut pages);
-        }
-        RawStream {
-            buffer: self.buffer.clone(),
-            cpu: cpu as u32,
-            instance_id: instance.id,
-            salt: instance.salt,
-            pages,
-            pos,
-            busy: self.head(cpu, head::BUSY),
-            lost: self.head(cpu, head::LOST),
-            floor,
-        }
+    pub fn is_empty(&self) -> bool {
+        (0..self.cpus()).all(|cpu| self.head(cpu, head::POS) <= self.head(cpu, head::FLOOR))
     }
 
     /// Gives up what was saved: a later copy begins where the ring stands now. Only while no program writes to it.
@@ -190,6 +198,55 @@ impl Rings {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Look<'_> {
+    /// Copies of all CPUs' rings, one at a time; see [`Look::copy`].
+    pub fn copies(&self, live: bool) -> impl Iterator<Item = RawStream> {
+        (0..self.rings.cpus()).map(move |cpu| self.copy(cpu, live))
+    }
+
+    /// A copy of a CPU's ring. With `live` programs may write meanwhile: then only records that were committed in two
+    /// looks, in pages that were not lapped between them, are in the copy as records.
+    #[must_use]
+    pub fn copy(&self, cpu: usize, live: bool) -> RawStream {
+        let rings = self.rings;
+        let bytes = rings.pages_per_cpu * PAGE_BYTES;
+        let from = cpu * bytes;
+        let instance = rings
+            .instances
+            .get(cpu)
+            .copied()
+            .unwrap_or(Instance { id: 0, salt: 0 });
+        let pos = rings.head(cpu, head::POS);
+        let mut first = Vec::new();
+        if live {
+            self.pages.copy_to(from, bytes, &mut first);
+            fence(Ordering::SeqCst);
+        }
+        let mut pages = Vec::new();
+        self.pages.copy_to(from, bytes, &mut pages);
+        fence(Ordering::SeqCst);
+        let mut floor = rings.head(cpu, head::FLOOR);
+        if live {
+            // What a writer may have begun to overwrite between the looks is not ours to read.
+            let now = rings.head(cpu, head::POS);
+            let lapped = (now / PAGE_BYTES as u64 + 1).saturating_sub(rings.pages_per_cpu as u64);
+            floor = floor.max(lapped * PAGE_BYTES as u64);
+            uncommit_changed_words(&first, &mut pages);
+        }
+        RawStream {
+            buffer: rings.buffer.clone(),
+            cpu: cpu as u32,
+            instance_id: instance.id,
+            salt: instance.salt,
+            pages,
+            pos,
+            busy: rings.head(cpu, head::BUSY),
+            lost: rings.head(cpu, head::LOST),
+            floor,
         }
     }
 }

@@ -80,6 +80,9 @@ pub enum SaveError {
         /// Why not.
         source: io::Error,
     },
+    /// The rings themselves cannot be looked at.
+    #[error("the rings cannot be read: {0}")]
+    Rings(io::Error),
     /// A buffer's name that is no name of the rule language.
     #[error("{name:?} cannot be the name of a buffer")]
     BufferName {
