@@ -211,11 +211,6 @@ fn files_are_their_owners_alone_and_nothing_is_left_beside_them() {
     );
     assert!(matches!(twice, Err(SaveError::Twice { .. })), "{twice:?}");
     assert_eq!(fs::read_dir(dir.path().join("pack")).unwrap().count(), 1);
-
-    let unfinished = dir.path().join("pack/.b.1.unfinished");
-    fs::create_dir(&unfinished).unwrap();
-    seal::remove_unfinished(&dir.path().join("pack")).unwrap();
-    assert!(!unfinished.exists() && folder.exists());
 }
 
 #[test]

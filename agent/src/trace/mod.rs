@@ -20,3 +20,4 @@ pub mod read;
 pub mod saved;
 pub mod seal;
 pub mod tsdl;
+pub mod whole;

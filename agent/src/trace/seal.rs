@@ -15,14 +15,11 @@
 //! what was torn.
 //!
 //! INVARIANT: everything is written under a name that begins with a dot, synced, and renamed in the end; an error
-//! leaves nothing behind.
+//! leaves nothing behind (`whole.rs`).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use lkst_probes::layout::{page, record};
@@ -31,6 +28,7 @@ use super::decode::{Classes, EventClass};
 use super::incident::{FORMAT, Incident, StreamSummary};
 use super::metadata::{self, TraceInfo};
 use super::raw::{RawStream, RecordRef, records};
+use super::whole::{Failed, Unfinished, make_folder, sync_folder, write_file};
 
 /// The largest packet. Readers hold one for each stream.
 pub const PACKET_BYTES: usize = 64 * 1024;
@@ -40,9 +38,6 @@ pub const CTF_FOLDER: &str = "ctf";
 
 /// The file beside it.
 pub const INCIDENT_FILE: &str = "incident.json";
-
-/// How a folder ends that is still being written.
-const UNFINISHED: &str = ".unfinished";
 
 /// What was saved.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,15 +94,12 @@ pub enum SaveError {
     },
 }
 
-impl SaveError {
-    fn at(path: &Path) -> impl Fn(io::Error) -> SaveError + '_ {
-        move |source| {
-            let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SaveError::NoSpace { path },
-                io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => SaveError::Exists { path },
-                _ => SaveError::Io { path, source },
-            }
+impl From<Failed> for SaveError {
+    fn from(Failed { path, error }: Failed) -> SaveError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SaveError::NoSpace { path },
+            io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => SaveError::Exists { path },
+            _ => SaveError::Io { path, source: error },
         }
     }
 }
@@ -124,67 +116,10 @@ pub fn save(
     streams: impl IntoIterator<Item = RawStream>,
     incident: Incident,
 ) -> Result<Saved, SaveError> {
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    make_folder(parent, true)?;
-    if folder.symlink_metadata().is_ok() {
-        return Err(SaveError::Exists {
-            path: folder.to_owned(),
-        });
-    }
-    let unfinished = Unfinished(parent.join(unfinished_name(folder)));
-    make_folder(&unfinished.0, false)?;
-    let saved = write(&unfinished.0, folder, info, streams, incident)?;
-    // `rename` replaces an empty folder silently, and fails where the folder holds anything.
-    fs::rename(&unfinished.0, folder).map_err(SaveError::at(folder))?;
-    unfinished.keep();
-    sync_folder(parent)?;
+    let unfinished = Unfinished::begin(folder)?;
+    let saved = write(unfinished.path(), folder, info, streams, incident)?;
+    unfinished.finish(folder)?;
     Ok(saved)
-}
-
-/// Removes what a [`save`] that was killed left in `parent`. Nobody may be saving there meanwhile.
-///
-/// # Errors
-/// Where `parent` cannot be read, or something in it not be removed.
-pub fn remove_unfinished(parent: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(parent)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with('.') && name.ends_with(UNFINISHED) && entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// `.NAME.PID.unfinished`
-fn unfinished_name(folder: &Path) -> OsString {
-    let mut name = OsString::from(".");
-    name.push(folder.file_name().unwrap_or_default());
-    name.push(format!(".{}{UNFINISHED}", std::process::id()));
-    name
-}
-
-/// A folder that goes away unless it was renamed.
-struct Unfinished(PathBuf);
-
-impl Unfinished {
-    /// It was renamed: nothing lies under the name any more.
-    fn keep(mut self) {
-        self.0 = PathBuf::new();
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty() {
-            // The error that led here is told; one of this would hide it.
-            let _ignored = fs::remove_dir_all(&self.0);
-        }
-    }
 }
 
 /// Fills the unfinished folder and syncs all of it.
@@ -196,7 +131,7 @@ fn write(
     incident: Incident,
 ) -> Result<Saved, SaveError> {
     let ctf = unfinished.join(CTF_FOLDER);
-    make_folder(&ctf, false)?;
+    make_folder(&ctf)?;
     let mut sealer = Sealer {
         ctf: &ctf,
         uuid: trace_uuid(folder, info, &incident),
@@ -405,35 +340,4 @@ fn trace_uuid(folder: &Path, info: &TraceInfo, incident: &Incident) -> [u8; 16] 
     // Version 8, the one for a hash of one's own: RFC 9562, section 5.8.
     let hash = hash & !(0xf << 76) & !(0b11 << 62) | 0x8 << 76 | 0b10 << 62;
     hash.to_be_bytes()
-}
-
-/// Writes a new file that only its owner reads, and syncs it.
-fn write_file(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), SaveError> {
-    let write = || {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
-        let mut out = BufWriter::new(file);
-        content(&mut out)?;
-        out.into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_all()
-    };
-    write().map_err(SaveError::at(path))
-}
-
-fn make_folder(path: &Path, parents: bool) -> Result<(), SaveError> {
-    DirBuilder::new()
-        .mode(0o700)
-        .recursive(parents)
-        .create(path)
-        .map_err(SaveError::at(path))
-}
-
-fn sync_folder(path: &Path) -> Result<(), SaveError> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(SaveError::at(path))
 }
