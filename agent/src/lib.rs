@@ -15,6 +15,7 @@ pub mod reload;
 pub mod rules_dir;
 pub mod session;
 pub mod status;
+pub mod store;
 pub mod trace;
 pub mod trust;
 pub mod watch;
