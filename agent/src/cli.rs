@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use lkst_rules::Options;
 use lkst_rules::ast::ExprKind;
 use lkst_rules::diagnostic::Diagnostics;
@@ -250,6 +250,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some(ExprKind::Duration(ns)) if ns > 0 => Ok(Duration::from_nanos(ns)),
         _ => Err("write a duration such as 500ms, 10s, 5m or 1h".to_owned()),
     }
+}
+
+/// The command line as data, from which man pages and completions are made.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Does what the command line says. The exit codes: 0 done, 1 the input is wrong, 2 the usage is wrong (clap's own),
