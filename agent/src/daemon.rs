@@ -13,6 +13,7 @@
 //! the metrics, for as long as it is so.
 
 mod answers;
+mod disk;
 mod firings;
 mod rules;
 
@@ -28,18 +29,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
-use crate::command::Failed;
+use crate::command::{Failed, no_events};
 use crate::config::{Config, Folders};
 use crate::control::Asked;
 use crate::guard::{Boot, Guard, Verdict, boot_clock_s};
 use crate::kernel::features::{self, Features};
 use crate::kernel::pins::Pins;
+use crate::kernel::tracefs::Tracefs;
 use crate::reload::Packs;
 use crate::session::{Host, Session, boot_now_ns, boot_offset_ns};
 use crate::status::Reload;
 use crate::trust::Trust;
 use crate::watch::{SETTLE, Watch};
 
+use disk::Disk;
 use firings::Log;
 
 /// How often the kernel may wake us, at most.
@@ -81,6 +84,8 @@ enum Event {
 pub struct Agent {
     options: AgentOptions,
     features: Features,
+    /// Open for as long as we run: once our privileges are dropped we could not mount it.
+    tracefs: Arc<Tracefs>,
     host: Host,
     started_unix_ns: u64,
     guard: Guard,
@@ -98,6 +103,7 @@ pub struct Agent {
     /// What went wrong with the last change of rules, beside what packs are to blame for.
     reload_trouble: Option<String>,
     watch_trouble: Option<String>,
+    disk: Disk,
     /// Traces that the session had written when memory was last given back.
     saved_traces: u64,
     log: Log,
@@ -111,7 +117,9 @@ impl Agent {
     /// uses the same folders.
     pub fn start(options: AgentOptions) -> anyhow::Result<Agent> {
         let features = features::probe().map_err(Failed::Missing)?;
+        let tracefs = Arc::new(Tracefs::open().map_err(no_events)?);
         let pins = Pins::open(&options.folders.pin).map_err(Failed::input)?;
+        let disk = Disk::open(&options.folders.state, &options.config).map_err(Failed::input)?;
         let (guard, verdict) = Guard::open(&options.folders.state, &options.boot);
         let off = match verdict {
             Verdict::Load => None,
@@ -119,6 +127,7 @@ impl Agent {
         };
         let mut agent = Agent {
             features,
+            tracefs,
             host: Host::this()?,
             started_unix_ns: unix_now_ns(),
             guard,
@@ -131,6 +140,7 @@ impl Agent {
             last_reload: None,
             reload_trouble: None,
             watch_trouble: None,
+            disk,
             saved_traces: 0,
             log: Log::default(),
             options,
@@ -241,8 +251,11 @@ impl Agent {
     fn after_saving(&mut self) {
         if let Some(session) = &mut self.session {
             let saved = session.saved_traces();
-            if saved != self.saved_traces {
-                self.saved_traces = saved;
+            let is_new = saved != self.saved_traces;
+            self.saved_traces = saved;
+            self.disk
+                .keep(&self.options.folders.state, is_new, &session.open_incidents());
+            if is_new {
                 rules::trim();
             }
             for trouble in std::mem::take(&mut session.troubles) {
@@ -319,14 +332,17 @@ impl Agent {
     /// As [`Agent::start`].
     pub fn stop_tracing(options: AgentOptions) -> anyhow::Result<bool> {
         let features = features::probe().map_err(Failed::Missing)?;
+        let tracefs = Arc::new(Tracefs::open().map_err(no_events)?);
         let pins = Pins::open(&options.folders.pin).map_err(Failed::input)?;
         let is_empty = pins
             .names()
             .context("cannot list what is in the kernel")?
             .is_empty();
+        let disk = Disk::open(&options.folders.state, &options.config).map_err(Failed::input)?;
         let (guard, _) = Guard::open(&options.folders.state, &options.boot);
         let mut agent = Agent {
             features,
+            tracefs,
             host: Host::this()?,
             started_unix_ns: unix_now_ns(),
             guard,
@@ -339,6 +355,7 @@ impl Agent {
             last_reload: None,
             reload_trouble: None,
             watch_trouble: None,
+            disk,
             saved_traces: 0,
             log: Log::default(),
             options,

@@ -462,6 +462,13 @@ impl Session {
         told
     }
 
+    /// The folders of incidents that are still being written.
+    #[must_use]
+    pub fn open_incidents(&self) -> Vec<PathBuf> {
+        let open = self.packs.iter().filter_map(|pack| pack.incident.as_ref());
+        open.map(|incident| incident.folder.clone()).collect()
+    }
+
     /// Traces that the packs in force have written.
     #[must_use]
     pub fn saved_traces(&self) -> u64 {

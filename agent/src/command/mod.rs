@@ -46,14 +46,16 @@ impl Failed {
 /// # Errors
 /// [`Failed::Missing`] where they cannot be read.
 pub fn schema() -> anyhow::Result<KernelSchema> {
-    KernelSchema::of_this_kernel().map_err(|error| {
-        let missing = Missing {
-            what: "the kernel's events".to_owned(),
-            why: error.to_string(),
-            mend: "run lkst as root, on a kernel with tracefs and BTF".to_owned(),
-        };
-        Failed::Missing(vec![missing]).into()
-    })
+    Ok(KernelSchema::of_this_kernel().map_err(no_events)?)
+}
+
+/// The kernel's events cannot be read.
+pub(crate) fn no_events(error: impl std::fmt::Display) -> Failed {
+    Failed::Missing(vec![Missing {
+        what: "the kernel's events".to_owned(),
+        why: error.to_string(),
+        mend: "run lkst as root, on a kernel with tracefs and BTF".to_owned(),
+    }])
 }
 
 /// What the code generator could not do, as a diagnostic at its place; `None` where it has no place.

@@ -175,6 +175,11 @@ impl Agent {
             self.watch_trouble.clone(),
             self.guard.trouble().map(str::to_owned),
         ];
-        parts.into_iter().flatten().chain(self.packs.troubles()).collect()
+        parts
+            .into_iter()
+            .flatten()
+            .chain(self.packs.troubles())
+            .chain(self.disk.troubles().iter().cloned())
+            .collect()
     }
 }

@@ -9,8 +9,8 @@ use lkst_rules::plan::Plan;
 use lkst_rules::{Options, compile};
 
 use super::{Agent, unix_now_ns};
-use crate::command::build_diagnostic;
 use crate::command::run::generator_features;
+use crate::command::{build_diagnostic, no_events};
 use crate::compile::compile_text;
 use crate::config::Config;
 use crate::guard::boot_clock_s;
@@ -20,6 +20,7 @@ use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::pins::Pins;
 use crate::kernel::restricted::Restricted;
 use crate::kernel::schema::KernelSchema;
+use crate::kernel::tracefs::Tracefs;
 use crate::reload::{Packs, Version, VersionText};
 use crate::rules_dir::scan;
 use crate::session::Session;
@@ -33,9 +34,9 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn read(with_btf: bool) -> anyhow::Result<Kernel> {
+    fn read(tracefs: &Arc<Tracefs>, with_btf: bool) -> anyhow::Result<Kernel> {
         Ok(Kernel {
-            schema: crate::command::schema()?,
+            schema: KernelSchema::through(tracefs.clone()).map_err(no_events)?,
             btf: with_btf
                 .then(aya::Btf::from_sys_fs)
                 .transpose()
@@ -101,7 +102,7 @@ impl Agent {
             again,
             |text| {
                 if kernel.is_none() {
-                    match Kernel::read(with_btf) {
+                    match Kernel::read(&self.tracefs, with_btf) {
                         Ok(read) => kernel = Some(read),
                         Err(error) => unread = Some(format!("{error:#}")),
                     }
@@ -119,7 +120,7 @@ impl Agent {
         if changed || (again && self.session.is_none()) {
             let kernel = match kernel {
                 Some(kernel) => Ok(kernel),
-                None => Kernel::read(with_btf),
+                None => Kernel::read(&self.tracefs, with_btf),
             };
             match kernel {
                 Ok(kernel) => self.put_in_force(&kernel, begun),
@@ -173,7 +174,7 @@ impl Agent {
                     self.packs.reject(one, text);
                     loaded = self.try_wanted(kernel, begun);
                 }
-                (_, _) => loaded = self.one_by_one(kernel, begun),
+                (_, _) => loaded = self.in_parts(kernel, begun),
             }
         }
         if let Err(error) = loaded
@@ -188,21 +189,36 @@ impl Agent {
         self.after_saving();
     }
 
-    /// Lets what is new come into force pack by pack, so that the fault of one keeps no other out.
-    fn one_by_one(&mut self, kernel: &Kernel, begun: Instant) -> Result<(), LoadError> {
+    /// Lets what is new come into force in parts, so that the fault of one pack keeps no other out.
+    fn in_parts(&mut self, kernel: &Kernel, begun: Instant) -> Result<(), LoadError> {
         let new = self.packs.take_new();
         // What is gone goes first.
-        let mut last = self.try_wanted(kernel, begun);
-        for (name, version) in new {
-            self.packs.want(&name, version);
-            if let Err(error) = self.try_wanted(kernel, begun) {
-                let text = self.worded(&error, &name);
-                self.packs.reject(&name, text);
-            } else {
-                last = Ok(());
+        self.try_wanted(kernel, begun)?;
+        self.part(new, kernel, begun);
+        Ok(())
+    }
+
+    /// Halves what cannot be in force together until what is to blame is alone.
+    fn part(&mut self, new: Vec<(String, Version)>, kernel: &Kernel, begun: Instant) {
+        for (name, version) in &new {
+            self.packs.want(name, version.clone());
+        }
+        let Err(error) = self.try_wanted(kernel, begun) else {
+            return;
+        };
+        match new.as_slice() {
+            [] => {}
+            [(name, _)] => {
+                let text = self.worded(&error, name);
+                self.packs.reject(name, text);
+            }
+            _ => {
+                let mut first = self.packs.take_new();
+                let second = first.split_off(first.len() / 2);
+                self.part(first, kernel, begun);
+                self.part(second, kernel, begun);
             }
         }
-        last
     }
 
     /// An error, at its place in the pack where it has one.
@@ -271,7 +287,7 @@ impl Agent {
         if pins.names()?.is_empty() {
             return Ok(());
         }
-        let kernel = Kernel::read(false)?;
+        let kernel = Kernel::read(&self.tracefs, false)?;
         let features = generator_features(&kernel.schema)?;
         let config = &self.options.config;
         let plans = |memo: &str| -> Result<Vec<Arc<Plan>>, String> {

@@ -61,7 +61,7 @@ type ReadEvents = HashMap<(String, String), Option<Arc<Event>>>;
 /// The running kernel, as far as rules can name it.
 #[derive(Debug)]
 pub struct KernelSchema {
-    tracefs: Tracefs,
+    tracefs: Arc<Tracefs>,
     btf: Option<Btf>,
     names: Vec<(String, String)>,
     /// Rows by `system:name`.
@@ -78,6 +78,15 @@ impl KernelSchema {
     /// # Errors
     /// [`SchemaError`]. A kernel without BTF is no error here: it has classic events only.
     pub fn of_this_kernel() -> Result<Self, SchemaError> {
+        Self::through(Arc::new(Tracefs::open()?))
+    }
+
+    /// As [`KernelSchema::of_this_kernel`], through a tracefs that is open already: who has dropped its privileges
+    /// cannot mount another.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn through(tracefs: Arc<Tracefs>) -> Result<Self, SchemaError> {
         let btf = match fs::read(BTF_PATH) {
             Ok(bytes) => Some(Btf::parse(bytes)?),
             Err(error) => {
@@ -85,14 +94,14 @@ impl KernelSchema {
                 None
             }
         };
-        Self::new(Tracefs::open()?, btf)
+        Self::new(tracefs, btf)
     }
 
     /// A schema of these parts.
     ///
     /// # Errors
     /// [`SchemaError`] where the names of the events cannot be read.
-    pub fn new(tracefs: Tracefs, btf: Option<Btf>) -> Result<Self, SchemaError> {
+    pub fn new(tracefs: Arc<Tracefs>, btf: Option<Btf>) -> Result<Self, SchemaError> {
         let names = tracefs.events()?;
         let mut catalogue: HashMap<String, Vec<Row>> = HashMap::new();
         for row in catalogue::rows()? {
