@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use lkst::status::{PackStatus, Status};
 
 /// How long anything may take that takes well below a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -190,6 +191,46 @@ impl Bed {
             }
         }
         Ok(())
+    }
+
+    /// `lkst status --json`; `None` while nobody listens.
+    ///
+    /// # Errors
+    /// What it says is no status.
+    pub fn status(&self) -> anyhow::Result<Option<Status>> {
+        let output = self.ask("status", &["--json"])?;
+        if !output.status.success() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&output.stdout)?))
+    }
+
+    /// A pack as the agent shows it.
+    ///
+    /// # Errors
+    /// As [`Bed::status`].
+    pub fn pack(&self, name: &str) -> anyhow::Result<Option<PackStatus>> {
+        let status = self.status()?.unwrap_or_default();
+        Ok(status.packs.into_iter().find(|pack| pack.name == name))
+    }
+
+    /// Waits until a pack is as wanted, and returns it.
+    ///
+    /// # Errors
+    /// As [`Bed::until`].
+    pub fn pack_until(
+        &mut self,
+        name: &str,
+        what: &str,
+        mut holds: impl FnMut(&PackStatus) -> bool,
+    ) -> anyhow::Result<PackStatus> {
+        let mut last = None;
+        let waited = self.until(&format!("pack {name} that {what}"), |bed| {
+            last = bed.pack(name).ok().flatten();
+            last.as_ref().is_some_and(&mut holds)
+        });
+        waited.with_context(|| format!("{last:#?}"))?;
+        last.context("there is one")
     }
 
     /// `lkst agent --stop-tracing`.
