@@ -205,6 +205,8 @@ pub enum MapRef {
     Frame(u16),
     /// The two slots of an event's dispatcher.
     Slots(u16),
+    /// The parts of an event's program that follow its first: a map of its own for each program that is loaded.
+    Parts(u16),
 }
 
 impl std::fmt::Display for MapRef {
@@ -218,6 +220,7 @@ impl std::fmt::Display for MapRef {
             MapRef::Traced => write!(f, "traced"),
             MapRef::Frame(program) => write!(f, "frame_{program}"),
             MapRef::Slots(program) => write!(f, "slots_{program}"),
+            MapRef::Parts(program) => write!(f, "parts_{program}"),
         }
     }
 }
@@ -334,17 +337,18 @@ pub struct Code {
     pub notes: Vec<(usize, String)>,
 }
 
-impl Code {
-    /// Tells programs apart, whatever their listings say: the same text on the same maps has the same.
-    #[must_use]
-    pub fn digest(&self) -> [u64; 2] {
-        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-        [0_u64, 1].map(|seed| {
-            let mut hasher = DefaultHasher::new();
-            (seed, &self.insns, &self.maps).hash(&mut hasher);
-            hasher.finish()
-        })
-    }
+/// Tells programs apart, whatever their listings say: the same text of all parts on the same maps has the same.
+#[must_use]
+pub fn digest(parts: &[Code]) -> [u64; 2] {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    [0_u64, 1].map(|seed| {
+        let mut hasher = DefaultHasher::new();
+        seed.hash(&mut hasher);
+        for part in parts {
+            (&part.insns, &part.maps).hash(&mut hasher);
+        }
+        hasher.finish()
+    })
 }
 
 impl Asm {

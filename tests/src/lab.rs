@@ -56,12 +56,20 @@ impl Lab {
     /// # Errors
     /// The diagnostics.
     pub fn plan(&self, rules: &str) -> anyhow::Result<Arc<Plan>> {
+        self.plan_of("test", rules)
+    }
+
+    /// As [`Lab::plan`], for a pack of this name.
+    ///
+    /// # Errors
+    /// The diagnostics.
+    pub fn plan_of(&self, name: &str, rules: &str) -> anyhow::Result<Arc<Plan>> {
         let source = Source {
-            name: "test.lkst".to_owned(),
+            name: format!("{name}.lkst"),
             text: rules.to_owned(),
         };
         let pack = Pack {
-            name: "test".to_owned(),
+            name: name.to_owned(),
             sources: vec![source],
         };
         let (plan, diagnostics) = compile(&pack, &Options::default(), &self.schema);

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use lkst::kernel::link::open_pinned;
 use lkst::status::PackPhase;
+use lkst_rules::schema::Schema as _;
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
 use lkst_tests::objects::Objects;
+use lkst_tests::worker::{Worker, cpus, rename};
 
 fn rules(set: &str) -> String {
     format!("set {set} {{ sched:sched_process_exec }}\nstart with {set}\n")
@@ -333,4 +335,124 @@ fn links(bed: &Bed) -> Objects {
         found.links.extend(Objects::of_process(std::process::id()).links);
     }
     found
+}
+
+#[test]
+fn from_the_write_of_a_rule_to_its_first_record() {
+    let Some((lab, mut bed)) = bed("time to the first record") else {
+        return;
+    };
+    const PACKS: usize = 64;
+    const RULES: usize = 10;
+    const ROUNDS: usize = 11;
+    // Sixty events, each of about eleven packs.
+    let systems = [
+        "sched",
+        "signal",
+        "task",
+        "timer",
+        "irq",
+        "workqueue",
+        "kmem",
+        "block",
+        "writeback",
+    ];
+    let events: Vec<String> = lab
+        .schema
+        .events()
+        .into_iter()
+        .filter(|(system, name)| systems.contains(system) && lab.schema.unattachable(system, name).is_none())
+        .map(|(system, name)| format!("{system}:{name}"))
+        .take(60)
+        .collect();
+    assert_eq!(events.len(), 60);
+    let text = |pack: usize, round: usize| {
+        let rules: String = (0..RULES)
+            .map(|number| {
+                let event = &events[(pack * RULES + number) % events.len()];
+                format!(
+                    "rule r{number} {{ when {event} with task.pid == {} then enable s }}\n",
+                    4_000_000 + number
+                )
+            })
+            .collect();
+        let numbered = match pack {
+            0 => format!(
+                "set numbered {{ task:task_rename with newcomm == \"lktL-{round:08x}\" }} start with numbered\n"
+            ),
+            _ => String::new(),
+        };
+        format!(
+            "buffer main {{ size = 64KiB }}\nset s {{ sched:sched_process_exec with task.pid == {pack} }}\n{numbered}{rules}"
+        )
+    };
+    for pack in 0..PACKS {
+        bed.put(&format!("p{pack:02}.lkst"), &text(pack, 0)).unwrap();
+    }
+    bed.start().unwrap();
+    bed.pack_until("p63", "is in force", |pack| pack.hash.is_some())
+        .unwrap();
+    let errors: Vec<_> = bed
+        .status()
+        .unwrap()
+        .unwrap()
+        .packs
+        .into_iter()
+        .filter(|pack| pack.error.is_some())
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let mut took = Vec::new();
+    for round in 1..=ROUNDS {
+        let cpu = cpus()[0];
+        // Renames itself all the time: the first rename that is recorded is the first after the rules are in force.
+        let mut worker = Worker::new(cpu, move || {
+            loop {
+                rename(b'L', round as u32);
+                // SAFETY: sleeps.
+                unsafe { libc::usleep(1000) };
+            }
+        })
+        .unwrap();
+        worker.go();
+        let recorded = |bed: &Bed| {
+            let pack = bed.pack("p00").unwrap().unwrap();
+            pack.events
+                .iter()
+                .find(|event| event.name == "task:task_rename")
+                .map_or(0, |event| event.recorded)
+        };
+        let before = recorded(&bed);
+        let begun = Instant::now();
+        bed.put("p00.lkst", &text(0, round)).unwrap();
+        while recorded(&bed) == before {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{}", bed.log());
+        }
+        took.push(begun.elapsed());
+        worker.kill();
+    }
+    took.sort_unstable();
+    let status = bed.status().unwrap().unwrap();
+    let last = status.last_reload.unwrap();
+    println!(
+        "first record: {PACKS} packs of {} rules, one changed: {:?} from the write to its first record (median of {ROUNDS}, the \
+         200 ms of settling among it); the last change took {:.1} ms and loaded {} programs",
+        RULES,
+        took[took.len() / 2],
+        last.took_ns as f64 / 1e6,
+        last.programs_loaded
+    );
+    assert_eq!(last.programs_loaded, 1, "only what changed is loaded");
+    // Nothing changed: nothing is loaded.
+    assert!(bed.ask("reload", &[]).unwrap().status.success());
+    assert_eq!(
+        bed.status()
+            .unwrap()
+            .unwrap()
+            .last_reload
+            .unwrap()
+            .programs_loaded,
+        0
+    );
+    bed.end().unwrap();
+    bed.stop_tracing().unwrap();
 }

@@ -106,9 +106,11 @@ pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -
                     "{}:{} ({kind}), {} instructions",
                     program.attach.system,
                     program.attach.name,
-                    program.code.insns.len()
+                    program.parts.iter().map(|part| part.insns.len()).sum::<usize>()
                 )?;
-                writeln!(out, "{}", listing(&program.code))?;
+                for part in &program.parts {
+                    writeln!(out, "{}", listing(part))?;
+                }
             }
         }
     }

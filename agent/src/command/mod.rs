@@ -74,7 +74,7 @@ pub fn build_diagnostic(error: &LowerError) -> Option<Diagnostic> {
         LowerError::TooDeep { span } => ("E313", span, "split it over several members or rules"),
         LowerError::Asm(_)
         | LowerError::TooManyLayouts
-        | LowerError::TooManyMaps { .. }
+        | LowerError::TooManyParts { .. }
         | LowerError::Full => return None,
     };
     Some(Diagnostic::error(code, *span, error.to_string()).help(help))

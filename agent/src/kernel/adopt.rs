@@ -22,7 +22,7 @@ use lkst_probes::numbers::Numbers;
 use lkst_rules::plan::Plan;
 use serde::{Deserialize, Serialize};
 
-use super::generation::{Former, event_names, map_name, program_name};
+use super::generation::{Former, event_names, map_name, parts_name, program_name};
 use super::link::Grace;
 use super::loaded::{Loaded, LoadedProgram};
 use super::memory::Mapping;
@@ -181,8 +181,7 @@ pub fn adopt(
     }
     let mut image = manifest.image(features, &mut plans)?;
     for program in &mut image.programs {
-        program.code.insns = Vec::new();
-        program.code.notes = Vec::new();
+        program.forget_text();
     }
     let before = generation - 1;
     let former = match names.contains(&Manifest::name(before)) {
@@ -199,7 +198,7 @@ pub fn adopt(
             }
         });
     let (memo, uuid) = (manifest.memo.clone(), manifest.uuid);
-    let mut loaded = open(pins, manifest, image)?;
+    let mut loaded = open(pins, &names, manifest, image)?;
     let former_rings = former_image.iter().flat_map(rings);
     loaded.open_rings(pins, former_rings)?;
     let former = former_of(&loaded, former_image, &names);
@@ -224,7 +223,7 @@ fn rings(image: &Image) -> impl Iterator<Item = (String, lkst_probes::numbers::R
 }
 
 /// What is in force, as its names give it.
-fn open(pins: &Arc<Pins>, manifest: Manifest, image: Image) -> Result<Loaded, AdoptError> {
+fn open(pins: &Arc<Pins>, names: &[String], manifest: Manifest, image: Image) -> Result<Loaded, AdoptError> {
     let open_map = |map: MapRef| {
         let name = map_name(map);
         let fd = pins.get(&name).map_err(damaged(&name))?;
@@ -267,6 +266,7 @@ fn open(pins: &Arc<Pins>, manifest: Manifest, image: Image) -> Result<Loaded, Ad
     for (number, attach, digest) in manifest.programs {
         let [dispatcher, slots, link] = event_names(number);
         let program = program_name(number, digest);
+        let parts = parts_name(number, digest);
         // What the other slot holds is not known.
         let mut in_slots = [false; 2];
         if let Some(holds) = in_slots.get_mut(in_force) {
@@ -278,6 +278,7 @@ fn open(pins: &Arc<Pins>, manifest: Manifest, image: Image) -> Result<Loaded, Ad
             program: pins.get(&program).map_err(damaged(&program))?,
             _link: Some(Handle::Named(pins.clone(), link)),
             slots: Handle::Named(pins.clone(), slots),
+            parts: names.contains(&parts).then(|| Handle::Named(pins.clone(), parts)),
             in_slots,
             digest,
         };
@@ -338,6 +339,7 @@ fn former_of(loaded: &Loaded, image: Option<Image>, names: &[String]) -> Former 
         packs: image.map(|image| image.packs).unwrap_or_default(),
         buffers: Vec::new(),
         loaded: 0,
+        parts: Vec::new(),
         names: Vec::new(),
     };
     // What has a name and is not in force: begun by our predecessor, or not ended.
@@ -347,6 +349,7 @@ fn former_of(loaded: &Loaded, image: Option<Image>, names: &[String]) -> Former 
     for (number, program) in &loaded.programs {
         used.extend(event_names(*number));
         used.insert(program_name(*number, program.digest));
+        used.insert(parts_name(*number, program.digest));
     }
     let leftover = names.iter().filter(|name| !used.contains(*name)).cloned();
     former.names = leftover.collect();

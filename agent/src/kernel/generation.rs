@@ -19,8 +19,8 @@ use std::sync::atomic::Ordering;
 use aya::EbpfLoader;
 use aya::maps::{HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
-use lkst_probes::asm::MapRef;
-use lkst_probes::image::{self, Image, MapImage, PackImage, ProgramImage};
+use lkst_probes::asm::{self, MapRef};
+use lkst_probes::image::{self, Image, MapImage, MapKind, PackImage, ProgramImage};
 use lkst_probes::layout::{PAGE_BYTES, control, counter, state};
 use lkst_probes::lower;
 use lkst_probes::numbers::{Numbers, Words};
@@ -46,9 +46,18 @@ struct Staged {
     /// New events.
     new: BTreeMap<u16, LoadedProgram>,
     /// Events that have a program, whose program is another now.
-    changed: BTreeMap<u16, (OwnedFd, [u64; 2])>,
+    changed: BTreeMap<u16, NewProgram>,
     /// For events that are not wanted any more.
     idle: BTreeMap<u16, OwnedFd>,
+}
+
+/// A program in the kernel that nothing goes to yet.
+struct NewProgram {
+    /// Its first part.
+    first: OwnedFd,
+    /// An array of those that follow, where there are any.
+    parts: Option<Handle>,
+    digest: [u64; 2],
 }
 
 /// Names that are given while nothing is in force yet: they go again where that comes to nothing.
@@ -76,6 +85,21 @@ impl Naming {
         let named = named.map_err(|error| pin_error(&name, error))?;
         self.given.push(name);
         Ok(named)
+    }
+}
+
+impl Naming {
+    /// The parts that follow a program's first.
+    fn parts(
+        &mut self,
+        number: u16,
+        digest: [u64; 2],
+        parts: Option<Handle>,
+    ) -> Result<Option<Handle>, LoadError> {
+        match parts {
+            Some(Handle::Held(fd)) => self.handle(parts_name(number, digest), fd).map(Some),
+            other => Ok(other),
+        }
     }
 }
 
@@ -108,6 +132,11 @@ pub(super) fn program_name(number: u16, digest: [u64; 2]) -> String {
     format!("program_{number}_{:016x}", digest[0])
 }
 
+/// The name of the array of the parts that follow a program's first.
+pub(super) fn parts_name(number: u16, digest: [u64; 2]) -> String {
+    format!("parts_{number}_{:016x}", digest[0])
+}
+
 /// The names of an event's dispatcher, slots and link.
 pub(super) fn event_names(number: u16) -> [String; 3] {
     [
@@ -126,6 +155,8 @@ pub struct Former {
     pub buffers: Vec<(usize, Rings)>,
     /// Programs that were loaded for the change.
     pub loaded: usize,
+    /// Parts of programs that may still be running: they must not be let go of before.
+    pub(super) parts: Vec<Handle>,
     /// What nobody needs once no program of the old generation is running.
     pub(super) names: Vec<String>,
 }
@@ -171,9 +202,13 @@ fn memory_error(map: MapRef) -> impl Fn(io::Error) -> LoadError {
 
 /// Another handle of the same map.
 fn try_clone(map: &MapData) -> Result<MapData, LoadError> {
-    let fd = map.fd().as_fd().try_clone_to_owned();
-    let fd = fd.map_err(memory_error(MapRef::Notices))?;
+    let fd = owned(map, MapRef::Notices)?;
     MapData::from_fd(fd).map_err(|error| map_error(MapRef::Notices, error))
+}
+
+/// A descriptor of a map, ours alone.
+fn owned(map: &MapData, name: MapRef) -> Result<OwnedFd, LoadError> {
+    map.fd().as_fd().try_clone_to_owned().map_err(memory_error(name))
 }
 
 impl Loaded {
@@ -304,8 +339,7 @@ impl Loaded {
         for program in &mut image.programs {
             self.stage_program(program, &mut staged, &mut loader, env)?;
             // The kernel has it now.
-            program.code.insns = Vec::new();
-            program.code.notes = Vec::new();
+            program.forget_text();
         }
         let wanted: BTreeSet<u16> = image.programs.iter().map(|program| program.number).collect();
         for (number, program) in self
@@ -364,37 +398,85 @@ impl Loaded {
         env: &Environment<'_>,
     ) -> Result<(), LoadError> {
         let number = program.number;
-        let digest = program.code.digest();
+        let digest = asm::digest(&program.parts);
         let known = self.programs.get(&number);
         if known.is_some_and(|known| known.digest == digest) {
             return Ok(());
         }
-        let fd = |map: MapRef| {
-            let data = staged.maps.get(&map).or_else(|| self.maps.get(&map));
-            data.map(|data| data.fd().as_fd().as_raw_fd())
-        };
         let attach = &program.attach;
-        let main = load_code(loader, attach, &program.code, fd, env.btf)?;
+        let main = self.load_parts(program, digest, staged, loader, env)?;
         if known.is_some() {
-            staged.changed.insert(number, (main, digest));
+            staged.changed.insert(number, main);
             return Ok(());
         }
+        let fd = |map: MapRef| self.map_fd(staged, map);
         let dispatcher = load_code(loader, attach, &program.dispatcher, fd, env.btf)?;
         let slots = MapRef::Slots(number);
         let data = staged.maps.remove(&slots);
         let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
-        let fd = data.fd().as_fd().try_clone_to_owned();
         let new = LoadedProgram {
             attach: attach.clone(),
             _link: None,
             dispatcher,
-            slots: Handle::Held(fd.map_err(memory_error(slots))?),
+            slots: Handle::Held(owned(&data, slots)?),
+            parts: main.parts,
             in_slots: [false; 2],
-            program: main,
+            program: main.first,
             digest,
         };
         staged.new.insert(number, new);
         Ok(())
+    }
+
+    fn map_fd(&self, staged: &Staged, map: MapRef) -> Option<i32> {
+        let data = staged.maps.get(&map).or_else(|| self.maps.get(&map));
+        data.map(|data| data.fd().as_fd().as_raw_fd())
+    }
+
+    /// Loads a program's parts and lets each find the next.
+    fn load_parts(
+        &self,
+        program: &ProgramImage,
+        digest: [u64; 2],
+        staged: &Staged,
+        loader: &mut EbpfLoader<'_>,
+        env: &Environment<'_>,
+    ) -> Result<NewProgram, LoadError> {
+        let map = MapRef::Parts(program.number);
+        let following = program.parts.len().saturating_sub(1);
+        let array = match u32::try_from(following) {
+            Ok(0) | Err(_) => None,
+            Ok(entries) => Some(make_map(&MapImage {
+                map,
+                kind: MapKind::Programs,
+                value_bytes: 4,
+                entries,
+            })?),
+        };
+        let array = array.map(|data| owned(&data, map)).transpose()?;
+        let mut loaded = Vec::with_capacity(program.parts.len());
+        for code in &program.parts {
+            let fd = |named: MapRef| match named == map {
+                true => array.as_ref().map(|array| array.as_raw_fd()),
+                false => self.map_fd(staged, named),
+            };
+            loaded.push(load_code(loader, &program.attach, code, fd, env.btf)?);
+        }
+        let mut loaded = loaded.into_iter();
+        let first = loaded.next().ok_or_else(|| LoadError::Object {
+            event: event_name(&program.attach),
+            error: "no program in it".to_owned(),
+        })?;
+        if let Some(array) = &array {
+            for (place, part) in (0..).zip(loaded) {
+                set_slot(array.as_fd(), place, part.as_fd()).map_err(memory_error(map))?;
+            }
+        }
+        Ok(NewProgram {
+            first,
+            parts: array.map(Handle::Held),
+            digest,
+        })
     }
 
     /// Everything but the store that puts it in force.
@@ -418,15 +500,20 @@ impl Loaded {
         }
         let mut names = Vec::new();
         for (number, program) in &mut self.programs {
-            let target = match (staged.changed.get(number), staged.idle.get(number)) {
-                (Some((changed, digest)), _) => {
-                    naming.give(program_name(*number, *digest), changed.as_fd())?;
-                    names.push(program_name(*number, program.digest));
-                    changed
+            let old_names = [
+                program_name(*number, program.digest),
+                parts_name(*number, program.digest),
+            ];
+            let target = match (staged.changed.get_mut(number), staged.idle.get(number)) {
+                (Some(changed), _) => {
+                    naming.give(program_name(*number, changed.digest), changed.first.as_fd())?;
+                    changed.parts = naming.parts(*number, changed.digest, changed.parts.take())?;
+                    names.extend(old_names);
+                    &changed.first
                 }
                 (None, Some(idle)) => {
                     names.extend(event_names(*number));
-                    names.push(program_name(*number, program.digest));
+                    names.extend(old_names);
                     idle
                 }
                 (None, None) if program.in_slots.get(place) == Some(&true) => continue,
@@ -476,10 +563,12 @@ impl Loaded {
         }
         self.maps.append(&mut staged.maps);
         self.write_words(&staged);
-        for (number, (program, digest)) in staged.changed {
+        let mut parts = Vec::new();
+        for (number, changed) in staged.changed {
             if let Some(known) = self.programs.get_mut(&number) {
-                known.program = program;
-                known.digest = digest;
+                known.program = changed.first;
+                parts.extend(std::mem::replace(&mut known.parts, changed.parts));
+                known.digest = changed.digest;
                 known.in_slots = [idle == 0, idle == 1];
             }
         }
@@ -491,13 +580,14 @@ impl Loaded {
             packs: old.packs,
             buffers: Vec::new(),
             loaded: 0,
+            parts,
             names,
         })
     }
 
     /// What whoever adopts this generation has to know.
     fn manifest(&self, staged: &Staged, generation: u64, env: &Environment<'_>) -> Manifest {
-        let staged_digest = |number: &u16| staged.changed.get(number).map(|(_, digest)| *digest);
+        let staged_digest = |number: &u16| staged.changed.get(number).map(|changed| changed.digest);
         let wanted = |number: &u16| !staged.idle.contains_key(number);
         let known = self.programs.iter().filter(|(number, _)| wanted(number));
         let known = known.map(|(number, program)| {
@@ -572,6 +662,7 @@ impl Loaded {
     /// The store has been made: once no program of the old generation is running, what only it needed goes.
     pub(super) fn settle(&mut self, mut former: Former) -> Result<Former, LoadError> {
         self.grace().map_err(LoadError::Grace)?;
+        former.parts.clear();
         let in_force = (self.generation() & 1) as u32;
         let wanted: BTreeSet<u16> = self.image.programs.iter().map(|program| program.number).collect();
         let mut leaving = Vec::new();
@@ -736,6 +827,7 @@ impl LoadedProgram {
         let [dispatcher, slots, link] = event_names(number);
         naming.give(dispatcher, self.dispatcher.as_fd())?;
         naming.give(program_name(number, self.digest), self.program.as_fd())?;
+        let parts = naming.parts(number, self.digest, self.parts)?;
         let slots = match self.slots {
             Handle::Held(fd) => naming.handle(slots, fd)?,
             named => named,
@@ -753,6 +845,7 @@ impl LoadedProgram {
         Ok(LoadedProgram {
             _link: Some(naming.handle(link, attached)?),
             slots,
+            parts,
             in_slots: [idle == 0, idle == 1],
             ..self
         })

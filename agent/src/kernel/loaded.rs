@@ -59,6 +59,8 @@ pub(super) struct LoadedProgram {
     pub(super) dispatcher: OwnedFd,
     // An array of programs empties itself when nobody holds it open and it has no name.
     pub(super) slots: Handle,
+    /// The parts of the program in force that follow its first, where it has some.
+    pub(super) parts: Option<Handle>,
     /// Which slots hold the program that is in force.
     pub(super) in_slots: [bool; 2],
     pub(super) program: OwnedFd,

@@ -43,6 +43,19 @@ pub enum Kind {
     Classic,
 }
 
+/// A program, or the part of one, that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// How it is attached.
+    pub kind: Kind,
+    /// Plain loads where the schema allows them; otherwise every load is a probe read.
+    pub direct: bool,
+    /// Number of the program in the image, for its frame.
+    pub number: u16,
+    /// The place of the part that follows, among those after the first.
+    pub next: Option<u32>,
+}
+
 /// Why a plan has no program.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LowerError {
@@ -91,15 +104,15 @@ pub enum LowerError {
         /// Where it was written.
         span: Span,
     },
-    /// Too many packs, or buffers of packs, for one program.
+    /// More parts of one event's program than the kernel lets follow one another.
     #[error(
-        "the packs that name `{event}` have so many buffers that its program would use {maps} maps, and the kernel allows 64"
+        "so many packs and buffers name `{event}` that its program would have {parts} parts, and the kernel allows 32"
     )]
-    TooManyMaps {
+    TooManyParts {
         /// The event.
         event: String,
         /// How many.
-        maps: usize,
+        parts: usize,
     },
     /// More kinds of record than an identifier can number.
     #[error("the pack has more than 65,535 kinds of record")]
@@ -208,10 +221,9 @@ pub(crate) struct Emit<'a> {
     pub(crate) asm: Asm,
     pub(crate) features: &'a Features,
     pub(crate) kind: Kind,
-    /// Plain loads where the schema allows them; otherwise every load is a probe read.
     pub(crate) direct: bool,
-    /// Number of the program in the image, for its frame.
     pub(crate) number: u16,
+    next: Option<u32>,
     /// A program for system calls: skip those of 32-bit programs.
     pub(crate) syscalls: bool,
     /// Ends the program.
@@ -234,7 +246,13 @@ const _: () = assert!(FRAME_STRIDE.is_multiple_of(64));
 const _: () = assert!(FRAME_STRIDE as usize >= frame::TEXTS as usize + 16 * frame::TEXT_BYTES as usize);
 
 impl<'a> Emit<'a> {
-    pub(crate) fn new(features: &'a Features, kind: Kind, direct: bool, number: u16) -> Self {
+    pub(crate) fn new(features: &'a Features, part: Part) -> Self {
+        let Part {
+            kind,
+            direct,
+            number,
+            next,
+        } = part;
         let mut asm = Asm::default();
         let exit = asm.label();
         Emit {
@@ -243,6 +261,7 @@ impl<'a> Emit<'a> {
             kind,
             direct,
             number,
+            next,
             syscalls: false,
             exit,
             clock: Known::No,
@@ -261,10 +280,18 @@ impl<'a> Emit<'a> {
         self.asm.store_imm(Size::B8, Reg::R10, slot::WHO, 0);
     }
 
-    /// What every program ends with.
+    /// What every program ends with: the part that follows, where there is one. It begins as the first did: a tail
+    /// call keeps the context and nothing else.
     pub(crate) fn epilogue(&mut self) {
         let exit = self.exit;
         self.asm.bind(exit);
+        if let Some(next) = self.next {
+            self.asm.note(format!("part {}", next + 2));
+            self.asm.mov(Reg::R1, Reg::R6);
+            self.asm.map(Reg::R2, MapRef::Parts(self.number));
+            self.asm.mov(Reg::R3, next.cast_signed());
+            self.asm.call(Helper::TailCall);
+        }
         self.asm.mov(Reg::R0, 0);
         self.asm.exit();
     }

@@ -8,7 +8,7 @@ use lkst_rules::plan::{Column, EventPlan, Load, Member, Node, Plan};
 use lkst_rules::schema::Recipe;
 
 use super::record::{Record, Value};
-use super::{Emit, Kind, Known, LowerError, slot};
+use super::{Emit, Known, LowerError, Part, slot};
 use crate::arena::Spot;
 use crate::asm::{Alu, Code, Cond, Helper, Label, Reg, Size};
 use crate::features::Features;
@@ -87,14 +87,8 @@ type Shared<'p> = BTreeMap<String, (Label, Record<'p>)>;
 ///
 /// # Errors
 /// See [`LowerError`].
-pub fn program(
-    sections: &[Section<'_>],
-    features: &Features,
-    kind: Kind,
-    direct: bool,
-    number: u16,
-) -> Result<(Code, u32), LowerError> {
-    let mut emit = Emit::new(features, kind, direct, number);
+pub fn program(sections: &[Section<'_>], features: &Features, part: Part) -> Result<(Code, u32), LowerError> {
+    let mut emit = Emit::new(features, part);
     emit.prologue();
     for section in sections {
         let end = emit.asm.label();
@@ -113,10 +107,9 @@ pub fn program(
 pub fn syscall_program(
     packs: &[Vec<SyscallLeaf<'_>>],
     features: &Features,
-    direct: bool,
-    number: u16,
+    part: Part,
 ) -> Result<(Code, u32), LowerError> {
-    let mut emit = Emit::new(features, Kind::Typed, direct, number);
+    let mut emit = Emit::new(features, part);
     emit.syscalls = true;
     emit.prologue();
     for leaves in packs {
