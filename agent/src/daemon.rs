@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use lkst_probes::features::Costs;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -91,6 +92,8 @@ pub struct Agent {
     guard: Guard,
     pins: Option<Arc<Pins>>,
     packs: Packs,
+    /// What things cost on this host, once it is known.
+    costs: Option<Costs>,
     /// What is traced. `None`: nothing, see `off`.
     session: Option<Session>,
     /// Why nothing is loaded, for people.
@@ -133,6 +136,7 @@ impl Agent {
             guard,
             pins: Some(pins),
             packs: Packs::default(),
+            costs: None,
             session: None,
             off,
             notices: None,
@@ -239,6 +243,11 @@ impl Agent {
         {
             tracing::warn!(%error, "firings could not be told");
         }
+        let costly = self
+            .session
+            .as_mut()
+            .map(|session| std::mem::take(&mut session.too_costly));
+        self.take_down_costly(costly.unwrap_or_default());
         self.log.second();
         self.after_saving();
         if let Err(error) = self.guard.settle(boot_clock_s()) {
@@ -348,6 +357,7 @@ impl Agent {
             guard,
             pins: Some(pins),
             packs: Packs::default(),
+            costs: None,
             session: None,
             off: None,
             notices: None,

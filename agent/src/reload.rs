@@ -39,6 +39,8 @@ pub struct Entry {
     next: Option<Version>,
     /// Why the text that is in the folder now is not in force.
     pub error: Option<String>,
+    /// Why it was taken out of the kernel until a person resets it, or changes its text.
+    pub down: Option<String>,
     /// The hash of the text that was compiled last, and the key of what it was compiled with.
     seen: Option<(String, String)>,
 }
@@ -69,6 +71,9 @@ pub struct VersionText {
     pub settings: String,
     /// When it came into force.
     pub since_unix_ns: u64,
+    /// Why it is not in force any more though it is good: see [`Packs::take_down`].
+    #[serde(default)]
+    pub down: Option<String>,
 }
 
 impl VersionText {
@@ -95,6 +100,7 @@ impl Packs {
             let entry = Entry {
                 path: version.text.path.clone(),
                 seen: Some(seen),
+                down: version.text.down.clone(),
                 good: Some(version),
                 ..Entry::default()
             };
@@ -160,6 +166,7 @@ impl Packs {
     pub fn wanted(&self) -> Vec<(String, bool, Arc<Plan>)> {
         self.packs
             .iter()
+            .filter(|(_, entry)| entry.down.is_none())
             .filter_map(|(name, entry)| {
                 let version = entry.next.as_ref().or(entry.good.as_ref())?;
                 Some((name.clone(), entry.next.is_some(), version.plan.clone()))
@@ -167,16 +174,20 @@ impl Packs {
             .collect()
     }
 
-    /// What whoever takes over from us has to know of the packs that [`Packs::wanted`] names.
+    /// What whoever takes over from us has to know of the packs that [`Packs::wanted`] names, and of those that are down.
     #[must_use]
     pub fn texts(&self, now_unix_ns: u64) -> Vec<VersionText> {
-        let text = |entry: &Entry| match (&entry.next, &entry.good) {
-            (Some(next), _) => Some(VersionText {
-                since_unix_ns: now_unix_ns,
-                ..next.text.clone()
-            }),
-            (None, Some(good)) => Some(good.text.clone()),
-            (None, None) => None,
+        let text = |entry: &Entry| {
+            let (version, since_unix_ns) = match (&entry.next, &entry.good) {
+                (Some(next), _) => (next, now_unix_ns),
+                (None, Some(good)) => (good, good.text.since_unix_ns),
+                (None, None) => return None,
+            };
+            Some(VersionText {
+                since_unix_ns,
+                down: entry.down.clone(),
+                ..version.text.clone()
+            })
         };
         self.packs.values().filter_map(text).collect()
     }
@@ -199,6 +210,20 @@ impl Packs {
         {
             entry.error = Some(error);
         }
+    }
+
+    /// A pack is to leave the kernel until [`Packs::lift`], or until its text changes.
+    pub fn take_down(&mut self, name: &str, why: String) {
+        if let Some(entry) = self.packs.get_mut(name) {
+            entry.down = Some(why);
+        }
+    }
+
+    /// A pack that was taken down may come back. Returns whether it was.
+    pub fn lift(&mut self, name: &str) -> bool {
+        self.packs
+            .get_mut(name)
+            .is_some_and(|entry| entry.down.take().is_some())
     }
 
     /// Sets aside what is new and returns it, pack by pack: for one that breaks all to be found.
@@ -235,6 +260,12 @@ impl Packs {
 }
 
 impl Entry {
+    /// Whether some version of it is in force.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        self.good.is_some() && self.down.is_none()
+    }
+
     fn look_at(
         &mut self,
         text: PackText,
@@ -258,6 +289,7 @@ impl Entry {
                 .collect(),
             settings: seen.1.clone(),
             since_unix_ns: 0,
+            down: None,
         };
         let is_good = self
             .good
@@ -265,6 +297,10 @@ impl Entry {
             .is_some_and(|good| (&good.text.hash, &good.text.settings) == (&seen.0, &seen.1));
         self.seen = Some(seen);
         self.next = None;
+        if !is_good {
+            // Whoever changed it has seen why it went.
+            self.down = None;
+        }
         if is_good && !again {
             // The last good text is back.
             self.error = None;

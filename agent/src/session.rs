@@ -4,6 +4,7 @@
 //! caller (`command/run.rs`, `daemon.rs`), which calls [`Session::notices`] when there are some and [`Session::tick`]
 //! now and then; nothing here waits for anything but the disk and a grace period.
 
+mod costs;
 mod message;
 mod names;
 pub mod orders;
@@ -30,6 +31,8 @@ use crate::trace::incident::{Counts, Incident, NamedValue};
 use crate::trace::metadata::TraceInfo;
 use crate::trace::raw::{self, RawStream};
 use crate::trace::seal::{self, SaveError};
+use costs::Meter;
+pub use costs::TooCostly;
 use names::Names;
 pub(crate) use summary::counted;
 
@@ -119,6 +122,9 @@ pub struct Session {
     host: Host,
     boot_offset_ns: i64,
     names: Names,
+    costs: Meter,
+    /// Packs whose mere hits cost more than their budgets, since somebody last took them.
+    pub too_costly: Vec<TooCostly>,
     /// Buffers that the rules do not have any more and that could not be saved yet.
     leaving: Vec<Leaving>,
     /// Rings that an agent before us has saved and perhaps not given up: instance and position.
@@ -244,6 +250,8 @@ impl Session {
             host,
             boot_offset_ns,
             names,
+            costs: Meter::default(),
+            too_costly: Vec::new(),
             leaving: Vec::new(),
             saved_before: BTreeSet::new(),
             troubles: Vec::new(),
@@ -500,6 +508,7 @@ impl Session {
             });
             self.end_sets(pack, now_ns);
         }
+        self.too_costly = self.costs.look(&self.loaded, now_ns);
         if !self.leaving.is_empty() {
             self.save_leaving();
         }
@@ -784,6 +793,7 @@ impl Session {
                     lost: counts.lost,
                     capped: counts.capped,
                     unreadable: counts.unreadable,
+                    over_budget: counts.over_budget,
                     ..Counts::default()
                 };
                 (cpu as u32, counts)

@@ -199,6 +199,6 @@ pub struct Cost {
     pub hits_per_s: f64,
     /// Records a second, over all CPUs, lately.
     pub records_per_s: f64,
-    /// An estimate, in percent of one CPU, lately.
+    /// An estimate, in percent of the CPU on which it costs most, lately.
     pub cpu_percent: f64,
 }

@@ -528,6 +528,23 @@ impl Asm {
         }
     }
 
+    /// How many calls were emitted from an instruction on, without those of some helpers.
+    #[must_use]
+    pub fn calls_since(&self, from: usize, without: &[Helper]) -> u64 {
+        let since = self.slots.get(from..).unwrap_or_default();
+        let is_counted = |slot: &&Slot| {
+            slot.insn.code == code::CALL && without.iter().all(|helper| slot.insn.imm != *helper as i32)
+        };
+        since.iter().filter(is_counted).count() as u64
+    }
+
+    /// Changes the constant of an instruction that was emitted.
+    pub fn set_immediate(&mut self, at: usize, value: i32) {
+        if let Some(slot) = self.slots.get_mut(at) {
+            slot.insn.imm = value;
+        }
+    }
+
     /// Calls a helper: arguments in R1 to R5, the result in R0, R1 to R5 lost.
     pub fn call(&mut self, helper: Helper) {
         self.push(code::CALL, Reg::R0, 0, 0, helper as i32);

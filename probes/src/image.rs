@@ -17,7 +17,7 @@ use crate::asm::{Code, MapRef};
 use crate::features::Features;
 use crate::kinds::{attach_of, attaches, follows_command};
 use crate::layout::{PAGE_BYTES, RecordLayout};
-use crate::lower::{self, Kind, LowerError, PackEnv, Part, Section, SyscallLeaf};
+use crate::lower::{self, Kind, LowerError, PackBudget, PackEnv, Part, Section, SyscallLeaf};
 use crate::numbers::{Numbered, Numbers, Ring, RuleSpots};
 use crate::records::{Layouts, section};
 
@@ -53,6 +53,9 @@ pub struct PackImage {
     pub events: Vec<EventImage>,
     /// Where each rule's words lie.
     pub rules: Vec<RuleSpots>,
+    /// What it may spend in a second on each CPU, in nanoseconds, and where its cell of costs lies among the counters;
+    /// `None` where its costs are not counted.
+    pub budget: Option<(i64, Spot)>,
     /// Each buffer's allocation.
     pub rings: Vec<Option<Ring>>,
     /// It is new in this generation: nothing uses its words yet.
@@ -114,6 +117,8 @@ pub struct ProgramImage {
     /// What the dispatcher goes to, and the parts that follow one another after it: one program may use only so many
     /// maps, and the buffers of 64 packs are more.
     pub parts: Vec<Code>,
+    /// Instructions of all parts.
+    pub instructions: usize,
 }
 
 impl ProgramImage {
@@ -312,6 +317,10 @@ impl Image {
                 env.changes.as_ref().map(|[switched, _]| switched.1),
             ),
             ("lkst:refused", env.changes.as_ref().map(|[_, refused]| refused.1)),
+            (
+                "lkst:overload",
+                env.budget.as_ref().map(|budget| budget.overload.1),
+            ),
         ]);
         let own = own.filter_map(|(name, counters)| {
             Some(EventImage {
@@ -342,6 +351,7 @@ impl Image {
                 .map(|[switched, refused]| [switched.0.id, refused.0.id]),
             events,
             rules: env.rules.clone(),
+            budget: env.budget.as_ref().map(|budget| (budget.per_s_ns, budget.cell)),
             rings: env.rings.clone(),
             fresh: numbered.fresh,
             fresh_sets: numbered.fresh_sets,
@@ -518,6 +528,7 @@ impl Image {
             number,
             attach,
             dispatcher,
+            instructions: parts.iter().map(|part| part.insns.len()).sum(),
             parts,
         });
         Ok(())
@@ -536,8 +547,8 @@ fn environment<'p>(numbered: &'p Numbered, numbers: &mut Numbers) -> Result<Pack
     let actions = || plan.rules.iter().flat_map(|rule| &rule.actions);
     let switches = actions().any(|a| matches!(a, Action::Switch { .. }));
     let pack = numbers.of_pack(&plan.pack).ok_or(LowerError::Full)?;
-    let [fired, switched, refused] = pack.own;
-    let (index, block) = (pack.index, pack.block);
+    let [fired, switched, refused, overload] = pack.own;
+    let (index, block, cell) = (pack.index, pack.block, pack.cost);
     let mut layouts = Layouts(pack);
     let changes = match switches {
         true => Some([
@@ -545,6 +556,19 @@ fn environment<'p>(numbered: &'p Numbered, numbers: &mut Numbers) -> Result<Pack
             (layouts.change(plan, "lkst:refused")?, refused),
         ]),
         false => None,
+    };
+    let budget = match plan.budget_ppm {
+        Some(ppm) => Some(PackBudget {
+            cell,
+            // Of all of a CPU nothing can be over.
+            per_s_ns: if ppm >= 1_000_000 {
+                i64::MAX
+            } else {
+                i64::from(ppm) * 1000
+            },
+            overload: (layouts.overload()?, overload),
+        }),
+        None => None,
     };
     Ok(PackEnv {
         index,
@@ -557,5 +581,6 @@ fn environment<'p>(numbered: &'p Numbered, numbers: &mut Numbers) -> Result<Pack
         switches_back: actions().any(|a| matches!(a, Action::Switch { for_ns: Some(_), .. })),
         stops: actions().any(|a| matches!(a, Action::Stop)),
         fired_counters: fired,
+        budget,
     })
 }

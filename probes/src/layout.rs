@@ -158,8 +158,10 @@ pub mod counter {
     pub const CAPPED: u32 = 16;
     /// Of an event in a pack: texts that could not be read.
     pub const UNREADABLE: u32 = 24;
+    /// Of an event in a pack: hits that were not recorded since the pack was over its budget.
+    pub const OVER_BUDGET: u32 = 32;
     /// Bytes of an event's counters.
-    pub const EVENT_BYTES: u32 = 32;
+    pub const EVENT_BYTES: u32 = 40;
 
     /// Of a rule: firings.
     pub const FIRED: u32 = 0;
@@ -178,6 +180,24 @@ pub mod counter {
     pub const CAP_COUNT: u32 = 8;
     /// Bytes of a capped set's cell.
     pub const CAP_BYTES: u32 = 16;
+}
+
+/// What a pack has cost on a CPU: words in a cell among the counters. Sums since the cell was given out.
+pub mod cost {
+    /// `u64`: hits of its events.
+    pub const HITS: i16 = 0;
+    /// `u64`: what those cost, and the firings, in nanoseconds. No budget holds it back.
+    pub const OF_HITS_NS: i16 = 8;
+    /// `u64`: what the records cost, in nanoseconds.
+    pub const OF_RECORDS_NS: i16 = 16;
+    /// `u64`: when the second began in which the budget is counted, by the boot clock.
+    pub const START: i16 = 24;
+    /// `u64`: both sums at that time.
+    pub const BASE_NS: i16 = 32;
+    /// `u64`: 1 where the budget of that second is spent.
+    pub const IS_OVER: i16 = 40;
+    /// Bytes of a cell: a cache line.
+    pub const BYTES: u32 = 64;
 }
 
 /// What a firing tells the agent: a fixed head, then the firing's own record.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arena::{Arena, Full, Spot};
 use crate::image::Attach;
-use crate::layout::{Encoding, PAGE_BYTES, RecordLayout, TooLarge, control, counter, head, state};
+use crate::layout::{Encoding, PAGE_BYTES, RecordLayout, TooLarge, control, cost, counter, head, state};
 
 /// Bytes of each map of control words.
 const CONTROL_BYTES: u32 = 64 << 10;
@@ -106,8 +106,10 @@ pub(crate) struct PackNumbers {
     /// The generation that it began in.
     born: u64,
     pub(crate) block: Spot,
-    /// The counters of lkst's own records: fired, switched, refused.
-    pub(crate) own: [Spot; 3],
+    /// The counters of lkst's own records: fired, switched, refused, overload.
+    pub(crate) own: [Spot; 4],
+    /// What the pack costs.
+    pub(crate) cost: Spot,
     /// Whether a set's end must be looked at: once it may have one it must, as long as it lives.
     sets: Slots<String, bool>,
     buffers: Slots<String, ()>,
@@ -361,10 +363,11 @@ impl Numbers {
             let taken = &mut self.taken;
             Giver { kind, arena, taken }.take(bytes)
         };
-        let mut own = [Spot::default(); 3];
+        let mut own = [Spot::default(); 4];
         for spot in &mut own {
             *spot = giver(Words::Counters, counter::EVENT_BYTES)?;
         }
+        let cost = giver(Words::Counters, cost::BYTES)?;
         let block = giver(Words::Control, control::BLOCK_BYTES)?;
         Ok(PackNumbers {
             index,
@@ -372,6 +375,7 @@ impl Numbers {
             born: self.stamp,
             block,
             own,
+            cost,
             sets: Slots::new(state::SETS as usize),
             buffers: Slots::new(state::BUFFERS as usize),
             rules: Slots::new(usize::from(u16::MAX)),
@@ -521,6 +525,7 @@ impl Numbers {
             for spot in pack.own {
                 self.counters.give_back(spot, counter::EVENT_BYTES);
             }
+            self.counters.give_back(pack.cost, cost::BYTES);
         }
         // A stamp that no generation has: nothing of a pack that is gone stays.
         for (pack, stamp) in gone
@@ -616,6 +621,7 @@ fn renumbered(plan: &Plan, pack: &PackNumbers, sets: &[usize], buffers: &[usize]
     };
     let mut new = Plan {
         pack: plan.pack.clone(),
+        budget_ppm: plan.budget_ppm,
         sets: Vec::new(),
         buffers: Vec::new(),
         rules: Vec::new(),

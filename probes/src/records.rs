@@ -47,6 +47,16 @@ impl Layouts<'_> {
         self.layout("lkst:fired", span, columns.chain(values.iter().map(encoded)))
     }
 
+    /// The layout of `lkst:overload`.
+    pub(crate) fn overload(&mut self) -> Result<RecordLayout, LowerError> {
+        let ns = Encoding::Int {
+            bits: 64,
+            signed: false,
+        };
+        let columns = ["spent_ns", "budget_ns"].map(|name| (name.to_owned(), ns.clone(), false));
+        self.layout("lkst:overload", Span::default(), columns)
+    }
+
     /// The layout of `lkst:switched` or `lkst:refused`.
     pub(crate) fn change(&mut self, plan: &Plan, name: &str) -> Result<RecordLayout, LowerError> {
         let buffers = plan.buffers.iter().zip(0..);

@@ -17,6 +17,8 @@ use crate::source::Span;
 pub struct Plan {
     /// The pack's name.
     pub pack: String,
+    /// What it may cost of each CPU, in millionths; `None` where the file does not say.
+    pub budget_ppm: Option<u32>,
     /// At most 40.
     pub sets: Vec<Set>,
     /// At most 8; the first is `main`.

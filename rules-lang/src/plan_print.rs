@@ -15,6 +15,9 @@ use crate::schema::{Base, Origin, Path, Place, Recipe, Type};
 impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "pack {}", self.pack)?;
+        if let Some(ppm) = self.budget_ppm {
+            writeln!(f, "budget {} %", crate::print::Percent(ppm.into()))?;
+        }
         for buffer in &self.buffers {
             writeln!(f, "buffer {} {}", buffer.name, size_text(buffer.size_bytes))?;
         }

@@ -443,7 +443,7 @@ impl Display for Time<'_> {
 }
 
 /// Millionths as percent: 25,000 is `2.5`.
-struct Percent(u64);
+pub(crate) struct Percent(pub(crate) u64);
 
 impl Display for Percent {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

@@ -86,10 +86,12 @@ pub(crate) fn resolve(
     let sets = resolver.sets(&starts);
     let buffers = resolver.buffers();
     let rules = resolver.rules();
+    let budget_ppm = resolver.budget(files);
     resolver.unsupported(files);
     let mut sink = resolver.diagnostics;
     let mut plan = Plan {
         pack: pack.to_owned(),
+        budget_ppm,
         sets,
         buffers,
         rules,
@@ -385,12 +387,41 @@ impl<'a> Resolver<'a> {
         size.value
     }
 
+    /// What the pack may cost, in millionths of each CPU.
+    fn budget(&mut self, files: &[ast::File]) -> Option<u32> {
+        let mut budgets = files
+            .iter()
+            .flat_map(|file| &file.items)
+            .filter_map(|item| match item {
+                ast::Item::Budget(budget) => Some(budget),
+                _ => None,
+            });
+        let first = budgets.next()?;
+        for another in budgets {
+            self.diagnostics.push(
+                Diagnostic::error("E405", another.span, "the pack has two budgets")
+                    .also(first.span, "the first is here")
+                    .help("a budget is of the whole pack: leave one"),
+            );
+        }
+        if first.ppm.value == 0 {
+            self.diagnostics.push(
+                Diagnostic::error(
+                    "E307",
+                    first.ppm.span,
+                    "with a budget of zero nothing is ever recorded",
+                )
+                .help("leave the pack out, or give it a little: `budget 0.1%`"),
+            );
+        }
+        u32::try_from(first.ppm.value).ok()
+    }
+
     /// Items of kinds that are not run yet, said at each.
     fn unsupported(&mut self, files: &[ast::File]) {
         for item in files.iter().flat_map(|file| &file.items) {
             match item {
                 ast::Item::Span(span) => self.diagnostics.push(not_yet("span", span.name.span)),
-                ast::Item::Budget(budget) => self.diagnostics.push(not_yet("budget", budget.span)),
                 ast::Item::Test(test) => self.diagnostics.push(
                     not_yet("test", test.title.span)
                         .help("tests have their own files, `NAME.test.lkst`, which are not loaded"),

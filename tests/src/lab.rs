@@ -141,14 +141,7 @@ pub trait Counted {
 
 impl Counted for Loaded {
     fn event(&self, name: &str) -> EventCounts {
-        (0..self.cpus())
-            .map(|cpu| self.event_on(name, cpu))
-            .fold(EventCounts::default(), |sum, counts| EventCounts {
-                recorded: sum.recorded + counts.recorded,
-                lost: sum.lost + counts.lost,
-                capped: sum.capped + counts.capped,
-                unreadable: sum.unreadable + counts.unreadable,
-            })
+        (0..self.cpus()).map(|cpu| self.event_on(name, cpu)).sum()
     }
 
     fn event_on(&self, name: &str, cpu: usize) -> EventCounts {

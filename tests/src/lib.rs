@@ -5,6 +5,7 @@ pub mod babeltrace;
 pub mod ftrace;
 pub mod lab;
 pub mod live;
+pub mod numbered;
 pub mod objects;
 pub mod ring;
 pub mod shared;

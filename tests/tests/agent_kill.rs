@@ -6,17 +6,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use lkst::trace::decode::Value;
-use lkst::trace::incident::Incident;
-use lkst::trace::read::Traces;
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
+use lkst_tests::numbered::{each_once, numbers};
 use lkst_tests::shared::words;
-use lkst_tests::worker::{Worker, cpus, rename, renamed};
+use lkst_tests::worker::{Worker, cpus, rename};
 
 /// Of numbered names; of names that switch.
 const TAGS: [u8; 2] = [b'K', b'T'];
@@ -61,46 +58,6 @@ fn trigger(cpu: usize, which: u32) {
         .unwrap()
         .join()
         .unwrap();
-}
-
-/// The numbers in a trace, by CPU.
-fn numbers(trace: &Path, found: &mut BTreeMap<u32, BTreeMap<u32, u32>>) -> u64 {
-    let incident: Incident =
-        serde_json::from_slice(&std::fs::read(trace.join("incident.json")).unwrap()).unwrap();
-    assert!(!incident.live, "{trace:?}");
-    for stream in &incident.streams {
-        assert_eq!(
-            (stream.overwritten_pages, stream.lost, stream.torn),
-            (0, 0, 0),
-            "{trace:?}"
-        );
-    }
-    if !trace.join("ctf/metadata").exists() {
-        return 0;
-    }
-    let traces = Traces::open(&[trace]).unwrap();
-    let mut records = traces.records();
-    let mut count = 0;
-    while let Some(record) = records.next_record().unwrap() {
-        if record.event() != "task:task_rename" {
-            continue;
-        }
-        let name = record.values().find_map(|(place, value)| match value {
-            Value::Text(text) if place.name == "newcomm" => Some(text),
-            _ => None,
-        });
-        if let Some((tag, serial)) = renamed(name.unwrap())
-            && tag == TAGS[0]
-        {
-            count += 1;
-            *found
-                .entry(record.stream.cpu)
-                .or_default()
-                .entry(serial)
-                .or_default() += 1;
-        }
-    }
-    count
 }
 
 #[test]
@@ -177,23 +134,17 @@ fn every_number_is_in_one_trace_however_often_the_agent_is_killed() {
 
     let mut found = BTreeMap::new();
     let traces = bed.traces("kill");
-    let records: u64 = traces.iter().map(|trace| numbers(trace, &mut found)).sum();
-    let mut made = 0;
-    for (place, cpu) in cpus.iter().enumerate() {
-        let count = shared[1 + place].load(Relaxed) as u32;
-        made += u64::from(count);
-        let found = found.remove(&(*cpu as u32)).unwrap_or_default();
-        let wrong: Vec<(u32, u32)> = (0..count)
-            .map(|serial| (serial, found.get(&serial).copied().unwrap_or(0)))
-            .filter(|(_, times)| *times != 1)
-            .collect();
-        assert!(
-            wrong.is_empty(),
-            "seed {seed}: CPU {cpu}: {} of {count} numbers are not in exactly one trace, the first {:?}",
-            wrong.len(),
-            &wrong[..wrong.len().min(5)]
-        );
-    }
+    let records: u64 = traces
+        .iter()
+        .map(|trace| numbers(trace, TAGS[0], &mut found))
+        .sum();
+    let made = each_once(
+        &format!("seed {seed}"),
+        &found,
+        cpus.iter()
+            .enumerate()
+            .map(|(place, cpu)| (*cpu as u32, shared[1 + place].load(Relaxed) as u32)),
+    );
     assert_eq!(records, made);
     println!(
         "kill: {} kills, {triggers} triggers, {reloads} reloads: {made} numbered events, each in one of {} traces",

@@ -92,7 +92,8 @@ fn rules(lab: &Lab, variant: usize) -> String {
         ),
     ][variant];
     format!(
-        "buffer main {{ size = {RING} }}
+        "budget 100%
+         buffer main {{ size = {RING} }}
          set numbered_{variant} {{ {NUMBERED} with {condition} record {columns} }}
          set others_{variant} {{\n{others}}}
          start with numbered_{variant}, others_{variant}"

@@ -104,9 +104,7 @@ pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -
                 writeln!(
                     out,
                     "{}:{} ({kind}), {} instructions",
-                    program.attach.system,
-                    program.attach.name,
-                    program.parts.iter().map(|part| part.insns.len()).sum::<usize>()
+                    program.attach.system, program.attach.name, program.instructions
                 )?;
                 for part in &program.parts {
                     writeln!(out, "{}", listing(part))?;

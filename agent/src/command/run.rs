@@ -302,5 +302,6 @@ pub fn generator_features(schema: &dyn Schema) -> anyhow::Result<lkst_probes::fe
         cpus: cpus().context("cannot read how many CPUs there can be")?,
         long_jumps: crate::kernel::features::long_jumps(),
         compat_status,
+        costs: lkst_probes::features::Costs::default(),
     })
 }

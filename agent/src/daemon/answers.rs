@@ -27,9 +27,10 @@ fn done(message: String) -> Done {
 
 impl Agent {
     pub(super) fn answer(&mut self, request: Request) -> Result<Done, Refusal> {
-        match request {
+        match &request {
             Request::Status => return Ok(Done::Status(Box::new(self.status()))),
             Request::Reload => return self.reload_now(),
+            Request::Reset { pack } if self.packs.lift(pack) => return self.bring_back(pack),
             _ => {}
         }
         let off = self.off.clone().unwrap_or_else(|| "nothing is loaded".to_owned());
@@ -103,11 +104,7 @@ impl Agent {
             .filter(|(_, entry)| entry.error.is_some())
             .map(|(name, _)| name.as_str())
             .collect();
-        let in_force = self
-            .packs
-            .iter()
-            .filter(|(_, entry)| entry.good.is_some())
-            .count();
+        let in_force = self.packs.iter().filter(|(_, entry)| entry.is_in_force()).count();
         let in_force = crate::session::counted(in_force as u64, "pack");
         Ok(done(match wrong.as_slice() {
             [] => format!("{in_force} in force"),
@@ -116,6 +113,18 @@ impl Agent {
                 names.join(", ")
             ),
         }))
+    }
+
+    /// A pack that was taken down comes back into force.
+    fn bring_back(&mut self, pack: &str) -> Result<Done, Refusal> {
+        self.change_rules();
+        match &self.reload_trouble {
+            Some(trouble) => Err(Refusal {
+                kind: RefusalKind::Failed,
+                message: trouble.clone(),
+            }),
+            None => Ok(done(format!("{pack} is in force again, as it starts"))),
+        }
     }
 
     pub(super) fn status(&mut self) -> Status {
@@ -134,13 +143,14 @@ impl Agent {
                 name: name.clone(),
                 path: entry.path.clone(),
                 phase: match known.as_ref().map(|known| known.phase) {
+                    None if entry.down.is_some() => PackPhase::OverBudget,
                     None => PackPhase::Off,
                     Some(PackPhase::Active) if self.options.config.is_observed(name) => PackPhase::Observe,
                     Some(phase) => phase,
                 },
                 hash: good.map(|good| good.text.hash.clone()),
                 since_unix_ns: good.map(|good| good.text.since_unix_ns),
-                error: entry.error.clone(),
+                error: entry.error.clone().or_else(|| entry.down.clone()),
                 warnings: good.and_then(|good| good.warnings.clone()),
                 ..known.unwrap_or_default()
             });

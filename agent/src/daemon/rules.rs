@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use lkst_probes::features::Costs;
 use lkst_rules::diagnostic::{Diagnostics, render};
 use lkst_rules::plan::Plan;
 use lkst_rules::{Options, compile};
@@ -15,6 +16,7 @@ use crate::compile::compile_text;
 use crate::config::Config;
 use crate::guard::boot_clock_s;
 use crate::kernel::adopt::adopt;
+use crate::kernel::costs::measure;
 use crate::kernel::generation::load;
 use crate::kernel::load::{Environment, LoadError};
 use crate::kernel::pins::Pins;
@@ -23,7 +25,7 @@ use crate::kernel::schema::KernelSchema;
 use crate::kernel::tracefs::Tracefs;
 use crate::reload::{Packs, Version, VersionText};
 use crate::rules_dir::scan;
-use crate::session::Session;
+use crate::session::{Session, TooCostly};
 use crate::status::Reload;
 use crate::trace::saved::saved_rings;
 
@@ -55,12 +57,17 @@ impl Kernel {
     }
 }
 
-/// A plan as the host wants it: one that is only observed decides and counts, and acts on nothing.
+/// What a pack may cost of each CPU where its file does not say, in millionths.
+const BUDGET_PPM: u32 = 10_000;
+
+/// A plan as the host wants it: none is without a budget, and one that is only observed decides and counts, and acts on
+/// nothing.
 fn as_set(config: &Config, plan: Arc<Plan>) -> Arc<Plan> {
-    if !config.is_observed(&plan.pack) {
-        return plan;
-    }
     let mut plan = (*plan).clone();
+    plan.budget_ppm.get_or_insert(BUDGET_PPM);
+    if !config.is_observed(&plan.pack) {
+        return Arc::new(plan);
+    }
     for rule in &mut plan.rules {
         rule.actions.clear();
     }
@@ -246,8 +253,9 @@ impl Agent {
         let plans: Vec<Arc<Plan>> = self.packs.wanted().into_iter().map(|(_, _, plan)| plan).collect();
         let now = unix_now_ns();
         let memo = serde_json::to_string(&self.packs.texts(now)).unwrap_or_default();
-        let env = environment(&self.options.config, &self.host, kernel, self.pins.clone(), &memo)
+        let mut env = environment(&self.options.config, &self.host, kernel, self.pins.clone(), &memo)
             .map_err(|error| LoadError::Grace(std::io::Error::other(format!("{error:#}"))))?;
+        env.features.costs = self.costs(kernel, &env);
         let log = &mut self.log;
         let programs_loaded = match &mut self.session {
             Some(session) => session.reload(&plans, &env, &mut |firing| log.firing(firing))?,
@@ -279,6 +287,55 @@ impl Agent {
         Ok(())
     }
 
+    /// What things cost on this host: measured once, before anything is loaded, since every program depends on it.
+    fn costs(&mut self, kernel: &Kernel, env: &Environment<'_>) -> Costs {
+        let alone = || Environment {
+            features: env.features.clone(),
+            pins: None,
+            max_bytes: u64::MAX,
+            memo: "",
+            ..*env
+        };
+        *self.costs.get_or_insert_with(|| {
+            measure(&kernel.schema, &alone()).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "what a hit costs could not be measured, so budgets are only roughly right: {error:#}"
+                );
+                Costs::default()
+            })
+        })
+    }
+
+    /// Lets what the packs want come into force, also where no text has changed.
+    pub(super) fn change_rules(&mut self) {
+        let begun = Instant::now();
+        match Kernel::read(&self.tracefs, self.features.btf) {
+            Ok(kernel) => self.put_in_force(&kernel, begun),
+            Err(error) => self.reload_trouble = Some(format!("{error:#}")),
+        }
+        trim();
+    }
+
+    /// Takes packs out of the kernel whose mere hits cost more than their budgets.
+    pub(super) fn take_down_costly(&mut self, costly: Vec<TooCostly>) {
+        for TooCostly {
+            pack,
+            percent,
+            budget_percent,
+        } in &costly
+        {
+            let why = format!(
+                "taken down: the hits of its events alone cost {percent:.1}% of a CPU for ten seconds, and its budget is \
+                 {budget_percent}%; name fewer or rarer events or give it a larger `budget`, or `lkst reset {pack}`"
+            );
+            self.log.trouble(format!("pack {pack}: {why}"));
+            self.packs.take_down(pack, why);
+        }
+        if !costly.is_empty() {
+            self.change_rules();
+        }
+    }
+
     /// Takes over what another agent has left in the kernel, where there is something.
     pub(super) fn adopt(&mut self) -> anyhow::Result<()> {
         let Some(pins) = self.pins.clone() else {
@@ -293,6 +350,7 @@ impl Agent {
         let plans = |memo: &str| -> Result<Vec<Arc<Plan>>, String> {
             Ok(versions(memo, config, &kernel)?
                 .into_iter()
+                .filter(|version| version.text.down.is_none())
                 .map(|version| version.plan)
                 .collect())
         };
@@ -310,6 +368,7 @@ impl Agent {
         );
         self.packs = Packs::adopt(versions);
         self.host.uuid = adopted.uuid;
+        self.costs = Some(adopted.costs);
         let saved = saved_rings(&self.incidents());
         let incidents = self.incidents();
         let session = Session::adopt(

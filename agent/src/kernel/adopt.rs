@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use aya::maps::{Map, MapData, RingBuf};
 use lkst_probes::asm::MapRef;
-use lkst_probes::features::Features;
+use lkst_probes::features::{Costs, Features};
 use lkst_probes::image::{self, Attach, Image};
 use lkst_probes::layout::{PAGE_BYTES, control};
 use lkst_probes::numbers::Numbers;
@@ -31,7 +31,7 @@ use super::ring::{Pages, Rings};
 
 /// Of manifests and of everything that programs and agents share: to be raised when an agent could not go on with what
 /// another version left.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// What a manifest begins with: `lkst` and the format.
 const MAGIC: u64 = 0x7473_6b6c_0000_0000 | FORMAT;
 /// The most bytes of a manifest that are read.
@@ -43,6 +43,8 @@ pub(super) struct Manifest {
     pub(super) generation: u64,
     pub(super) uuid: [u8; 16],
     pub(super) cpus: u32,
+    /// What the constants in its programs were made of.
+    pub(super) costs: Costs,
     pub(super) numbers: Numbers,
     pub(super) probe_reads: BTreeSet<String>,
     /// Number, tracepoint, digest.
@@ -80,6 +82,8 @@ pub struct Adopted {
     pub uuid: [u8; 16],
     /// What a change of generation left behind that our predecessor could not finish.
     pub former: Former,
+    /// What things cost here, as our predecessor measured it.
+    pub costs: Costs,
 }
 
 fn damaged(name: &str) -> impl FnOnce(io::Error) -> AdoptError + '_ {
@@ -148,7 +152,11 @@ impl Manifest {
     ) -> Result<Image, AdoptError> {
         let plans = plans(&self.memo).map_err(AdoptError::Rules)?;
         // It gave out all of these numbers itself, so nothing is given out anew.
-        let image = image::build(&plans, features, &self.probe_reads, &mut self.numbers.clone());
+        let features = Features {
+            costs: self.costs,
+            ..features.clone()
+        };
+        let image = image::build(&plans, &features, &self.probe_reads, &mut self.numbers.clone());
         image.map_err(|error| AdoptError::Rules(error.error.to_string()))
     }
 }
@@ -197,7 +205,7 @@ pub fn adopt(
                 None
             }
         });
-    let (memo, uuid) = (manifest.memo.clone(), manifest.uuid);
+    let (memo, uuid, costs) = (manifest.memo.clone(), manifest.uuid, manifest.costs);
     let mut loaded = open(pins, &names, manifest, image)?;
     let former_rings = former_image.iter().flat_map(rings);
     loaded.open_rings(pins, former_rings)?;
@@ -211,6 +219,7 @@ pub fn adopt(
         memo,
         uuid,
         former,
+        costs,
     }))
 }
 

@@ -600,6 +600,7 @@ impl Loaded {
             generation,
             uuid: env.uuid,
             cpus: self.cpus,
+            costs: env.features.costs,
             numbers: staged.numbers.clone(),
             probe_reads: self.probe_reads.clone(),
             programs: known.chain(new).collect(),

@@ -13,7 +13,7 @@ use aya::{Btf, EbpfLoader};
 use lkst_probes::arena::Spot;
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::image::{Attach, Image};
-use lkst_probes::layout::{control, counter, state};
+use lkst_probes::layout::{control, cost, counter, state};
 use lkst_probes::numbers::Numbers;
 
 use super::link::{Grace, attach_typed};
@@ -78,6 +78,31 @@ pub struct EventCounts {
     pub capped: u64,
     /// Texts that could not be read.
     pub unreadable: u64,
+    /// Hits that were not recorded since the pack was over its budget.
+    pub over_budget: u64,
+}
+
+impl std::iter::Sum for EventCounts {
+    fn sum<I: Iterator<Item = EventCounts>>(all: I) -> EventCounts {
+        all.fold(EventCounts::default(), |sum, counts| EventCounts {
+            recorded: sum.recorded + counts.recorded,
+            lost: sum.lost + counts.lost,
+            capped: sum.capped + counts.capped,
+            unreadable: sum.unreadable + counts.unreadable,
+            over_budget: sum.over_budget + counts.over_budget,
+        })
+    }
+}
+
+/// What a pack has cost on one CPU since its cell was given out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PackCosts {
+    /// Hits of its events.
+    pub hits: u64,
+    /// What those cost, and the firings, in nanoseconds.
+    pub of_hits_ns: u64,
+    /// What its records cost, in nanoseconds.
+    pub of_records_ns: u64,
 }
 
 /// Counters of one rule over all CPUs.
@@ -240,7 +265,28 @@ impl Loaded {
             lost: read(counter::LOST),
             capped: read(counter::CAPPED),
             unreadable: read(counter::UNREADABLE),
+            over_budget: read(counter::OVER_BUDGET),
         }
+    }
+
+    /// An event's counters over all CPUs.
+    #[must_use]
+    pub fn event_total(&self, counters: Spot) -> EventCounts {
+        (0..self.cpus()).map(|cpu| self.event_counts(counters, cpu)).sum()
+    }
+
+    /// What a pack has cost on each CPU, by the cell that its image names.
+    #[must_use]
+    pub fn pack_costs(&self, cell: Spot) -> Vec<PackCosts> {
+        let costs = |cpu| {
+            let read = |field: i16| self.counter(cell.plus(field.cast_unsigned().into()), cpu);
+            PackCosts {
+                hits: read(cost::HITS),
+                of_hits_ns: read(cost::OF_HITS_NS),
+                of_records_ns: read(cost::OF_RECORDS_NS),
+            }
+        };
+        (0..self.cpus()).map(costs).collect()
     }
 
     /// A rule's counters.

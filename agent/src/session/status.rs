@@ -3,7 +3,6 @@
 use lkst_probes::layout::{control, state};
 
 use super::{Session, boot_now_ns};
-use crate::kernel::loaded::EventCounts;
 use crate::status::{
     BufferStatus, EventStatus, IncidentStatus, LastFiring, PackPhase, PackStatus, RuleStatus, SetStatus,
 };
@@ -96,26 +95,20 @@ impl Session {
                 last: pack.last_saved.clone(),
                 error: pack.failed.clone(),
             },
+            cost: self.costs.of(image),
             ..PackStatus::default()
         })
     }
 
     fn event_status(&self, event: &lkst_probes::image::EventImage) -> EventStatus {
-        let counts = (0..self.loaded.cpus())
-            .map(|cpu| self.loaded.event_counts(event.counters, cpu))
-            .fold(EventCounts::default(), |sum, counts| EventCounts {
-                recorded: sum.recorded + counts.recorded,
-                lost: sum.lost + counts.lost,
-                capped: sum.capped + counts.capped,
-                unreadable: sum.unreadable + counts.unreadable,
-            });
+        let counts = self.loaded.event_total(event.counters);
         EventStatus {
             name: event.name.clone(),
             typed: event.program.is_none_or(|program| self.loaded.is_typed(program)),
             recorded: counts.recorded,
             lost: counts.lost,
             capped: counts.capped,
-            over_budget: 0,
+            over_budget: counts.over_budget,
             unreadable: counts.unreadable,
             skipped: event.program.and_then(|program| self.loaded.skipped(program)),
         }

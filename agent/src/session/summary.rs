@@ -21,14 +21,7 @@ impl Session {
             )?;
             let mut quiet = 0_u64;
             for event in &image.events {
-                let mut sum = EventCounts::default();
-                for cpu in 0..self.loaded.cpus() {
-                    let counts = self.loaded.event_counts(event.counters, cpu);
-                    sum.recorded += counts.recorded;
-                    sum.lost += counts.lost;
-                    sum.capped += counts.capped;
-                    sum.unreadable += counts.unreadable;
-                }
+                let sum = self.loaded.event_total(event.counters);
                 let typed = event.program.is_none_or(|program| self.loaded.is_typed(program));
                 let skipped = event.program.and_then(|program| self.loaded.skipped(program));
                 if sum == EventCounts::default() && skipped.unwrap_or(0) == 0 {
@@ -61,6 +54,19 @@ impl Session {
                     "{:>12} {} with nothing to say",
                     "",
                     counted(quiet, "more event")
+                )?;
+            }
+            let over_budget: u64 = image
+                .events
+                .iter()
+                .map(|event| self.loaded.event_total(event.counters).over_budget)
+                .sum();
+            if over_budget > 0 {
+                writeln!(
+                    out,
+                    "{:>12} {} not recorded: the pack was over its budget",
+                    "",
+                    counted(over_budget, "hit")
                 )?;
             }
             let unsaved: u64 = pack.unsaved.values().sum();

@@ -25,6 +25,7 @@ impl Emit<'_> {
     pub(super) fn decide(&mut self, section: &Section<'_>, end: Label) {
         let triggers = &section.plan.triggers;
         let judged = self.asm.label();
+        let from = self.asm.len();
         // R9 is the frame once a rule has fired.
         self.asm.mov(Reg::R9, 0);
         let holds: Vec<Label> = triggers.iter().map(|_| self.asm.label()).collect();
@@ -39,6 +40,8 @@ impl Emit<'_> {
             self.paths_meet();
         }
         self.asm.jump(judged);
+        let way = self.way_since(from);
+        self.way.add(way);
         for (index, trigger) in triggers.iter().enumerate() {
             if let (Some(holds), Some(next)) = (holds.get(index), next.get(index)) {
                 self.asm.bind(*holds);
@@ -93,6 +96,7 @@ impl Emit<'_> {
         if !trigger.own {
             self.skip_own(next);
         }
+        self.charge_judgement(pack);
         self.take_from_limit(pack, trigger.rule, rule.limit, next);
         let have = self.asm.label();
         self.asm.branch(Cond::Ne, Reg::R9, 0, have);

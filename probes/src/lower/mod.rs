@@ -16,6 +16,7 @@
 //! says so. The stack's slots are named in `slot`.
 
 mod act;
+mod budget;
 mod condition;
 mod decide;
 mod dispatch;
@@ -25,6 +26,7 @@ mod section;
 mod text;
 mod value;
 
+pub use budget::PackBudget;
 pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
 pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
 
@@ -170,8 +172,10 @@ pub(crate) mod slot {
     pub(crate) const TO: i16 = -128;
     /// The counters of the event, where records of one shape share their code.
     pub(crate) const COUNTERS: i16 = -136;
+    /// What a pack has spent in this second, where this hit is the first over its budget; 0 elsewhere.
+    pub(crate) const OVER: i16 = -144;
     /// Lengths of texts that were read before the record was reserved, eight bytes each.
-    pub(crate) const LENGTHS: i16 = -144;
+    pub(crate) const LENGTHS: i16 = -152;
     /// How many of them.
     pub(crate) const LENGTHS_MAX: usize = 15;
     /// Intermediate values, eight bytes each.
@@ -238,6 +242,8 @@ pub(crate) struct Emit<'a> {
     pub(crate) too_deep: Option<Span>,
     /// Where unreadable texts are counted, if anywhere.
     pub(crate) unreadable_counter: Option<Spot>,
+    /// The conditions that a hit of this section may have to pass.
+    way: budget::Way,
 }
 
 /// Bytes of a frame, each CPU's on cache lines of its own.
@@ -270,6 +276,7 @@ impl<'a> Emit<'a> {
             temps: 0,
             too_deep: None,
             unreadable_counter: None,
+            way: budget::Way::default(),
         }
     }
 
@@ -321,6 +328,11 @@ impl<'a> Emit<'a> {
     /// The slots `WHO` and `CPU` and the clock; leaves the program where the hit is a 32-bit system call.
     pub(crate) fn need_who(&mut self) {
         self.need_clock();
+        self.need_task();
+    }
+
+    /// As [`Emit::need_who`], without the clock.
+    pub(crate) fn need_task(&mut self) {
         if self.who == Known::Yes {
             return;
         }

@@ -57,6 +57,7 @@ impl Emit<'_> {
     /// lost afterwards.
     pub(crate) fn record(&mut self, pack: &PackEnv<'_>, record: &Record<'_>, then: impl FnOnce(&mut Self)) {
         self.asm.note(format!("record {}", record.layout.name));
+        let from = self.asm.len();
         let [lost, done, fill] = std::array::from_fn(|_| self.asm.label());
         self.prepare(record);
         let length = self.length(record);
@@ -69,6 +70,7 @@ impl Emit<'_> {
         self.asm.store(Size::B4, Reg::R9, record::PID as i16, Reg::R1);
         self.fill(record);
         self.commit(record);
+        self.charge_record(pack, record, from);
         then(self);
         self.asm.jump(done);
         self.asm.bind(lost);

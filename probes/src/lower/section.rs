@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use lkst_rules::plan::{Column, EventPlan, Load, Member, Node, Plan};
 use lkst_rules::schema::Recipe;
 
+use super::budget::{PackBudget, Way};
 use super::record::{Record, Value};
 use super::{Emit, Known, LowerError, Part, slot};
 use crate::arena::Spot;
@@ -38,6 +39,8 @@ pub struct PackEnv<'p> {
     pub stops: bool,
     /// Where the counters of `lkst:fired` lie.
     pub fired_counters: Spot,
+    /// What it may cost, where that is counted.
+    pub budget: Option<PackBudget>,
 }
 
 impl PackEnv<'_> {
@@ -92,10 +95,13 @@ pub fn program(sections: &[Section<'_>], features: &Features, part: Part) -> Res
     emit.prologue();
     for section in sections {
         let end = emit.asm.label();
-        emit.state(section.pack, end);
+        let charged = emit.open(section.pack, end);
         emit.steps(section, end, None);
         emit.asm.bind(end);
         emit.paths_meet();
+        emit.overload(section.pack);
+        let way = std::mem::take(&mut emit.way);
+        emit.hit_costs(charged, way);
     }
     finish(emit)
 }
@@ -117,7 +123,7 @@ pub fn syscall_program(
         let end = emit.asm.label();
         emit.load_syscall_number(64, false);
         emit.asm.mov(Reg::R9, Reg::R1);
-        emit.state(first.section.pack, end);
+        let charged = emit.open(first.section.pack, end);
         let mut sorted: Vec<&SyscallLeaf<'_>> = leaves.iter().collect();
         sorted.sort_by_key(|leaf| leaf.number);
         let mut shared = Shared::new();
@@ -126,14 +132,31 @@ pub fn syscall_program(
         for (_, (label, record)) in shared {
             emit.asm.bind(label);
             (emit.clock, emit.who) = (Known::Yes, Known::Yes);
-            if first.section.pack.switches_back {
-                emit.return_to_main(first.section.pack);
+            let pack = first.section.pack;
+            let over = emit.asm.label();
+            emit.within_budget(pack, over);
+            if pack.switches_back {
+                emit.return_to_main(pack);
             }
-            emit.record(first.section.pack, &record, |_| {});
+            emit.record(pack, &record, |_| {});
             emit.asm.jump(end);
+            if pack.budget.is_some() {
+                emit.asm.bind(over);
+                emit.count_named(record.counters.map, counter::OVER_BUDGET);
+                emit.asm.jump(end);
+            }
         }
         emit.asm.bind(end);
         emit.paths_meet();
+        emit.overload(first.section.pack);
+        // A hit goes down the tree and through one of the leaves, of which nobody knows how frequent each one is.
+        let all = std::mem::take(&mut emit.way);
+        let leaves = leaves.len() as u64;
+        let way = Way {
+            instructions: 2 * u64::from(leaves.ilog2() + 1) + all.instructions.div_ceil(leaves),
+            calls: all.calls.div_ceil(leaves),
+        };
+        emit.hit_costs(charged, way);
     }
     finish(emit)
 }
@@ -148,15 +171,19 @@ fn finish(mut emit: Emit<'_>) -> Result<(Code, u32), LowerError> {
 }
 
 impl Emit<'_> {
-    /// R7 = the pack's state; to `end` where it has stopped.
-    fn state(&mut self, pack: &PackEnv<'_>, end: Label) {
+    /// R7 = the pack's state; to `end` where it has stopped. Charges the hit: see [`Emit::charge_hit`].
+    fn open(&mut self, pack: &PackEnv<'_>, end: Label) -> Option<usize> {
         self.asm.note(format!("pack {}", pack.plan.pack));
+        if pack.budget.is_some() {
+            self.asm.store_imm(Size::B8, Reg::R10, slot::OVER, 0);
+        }
         self.control_word(Reg::R1, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R7, Reg::R1, 0);
         if pack.stops {
             self.asm.constant(Reg::R1, 1 << state::STOPPED_SHIFT);
             self.asm.branch(Cond::Set, Reg::R7, Reg::R1, end);
         }
+        self.charge_hit(pack)
     }
 
     /// A search tree over R9, the number of the system call.
@@ -205,7 +232,8 @@ impl Emit<'_> {
 
     /// Step 1. Falls through; code that is shared goes to the end of its pack.
     fn record_step<'p>(&mut self, section: &'p Section<'p>, shared: Option<&mut Shared<'p>>) {
-        let (wanted, none, after) = (self.asm.label(), self.asm.label(), self.asm.label());
+        let [wanted, none, over, after] = std::array::from_fn(|_| self.asm.label());
+        let from = self.asm.len();
         let capped = section.plan.members.iter().any(|m| cap_of(section, m).is_some());
         let single = section.unions.len() == 1;
         if capped || !single {
@@ -227,7 +255,7 @@ impl Emit<'_> {
             let with_cap = of_list().filter(|(m, _)| cap_of(section, m).is_some());
             for (member, _) in uncapped.chain(with_cap) {
                 let next = self.asm.label();
-                self.member(section, member, next);
+                self.member(section, member, next, over);
                 if single {
                     self.asm.jump(wanted);
                 } else {
@@ -245,6 +273,8 @@ impl Emit<'_> {
             self.asm.branch(Cond::Ne, Reg::R1, 0, wanted);
         }
         self.asm.bind(none);
+        let way = self.way_since(from);
+        self.way.add(way);
         if capped {
             // R9 is set only where a member was over its cap, and then the CPU is known.
             self.asm.branch(Cond::Eq, Reg::R9, 0, after);
@@ -254,13 +284,25 @@ impl Emit<'_> {
         self.asm.jump(after);
         self.asm.bind(wanted);
         (self.clock, self.who) = (Known::Yes, Known::Yes);
+        let is_shared = shared.is_some() && section.shape().is_some();
+        if !is_shared {
+            self.within_budget(section.pack, over);
+        }
         self.records(section, single, after, shared);
         self.asm.bind(after);
         self.paths_meet();
+        if section.pack.budget.is_some() {
+            let counted = self.asm.label();
+            self.asm.jump(counted);
+            self.asm.bind(over);
+            self.count(section.spots.counters.plus(counter::OVER_BUDGET));
+            self.asm.bind(counted);
+        }
     }
 
-    /// Does a member want the hit? To `next` where not; otherwise falls through with the clock and `WHO` known.
-    fn member(&mut self, section: &Section<'_>, member: &Member, next: Label) {
+    /// Does a member want the hit? To `next` where not; otherwise falls through with the clock and `WHO` known. To
+    /// `over` where it does and the pack is known to be over its budget.
+    fn member(&mut self, section: &Section<'_>, member: &Member, next: Label, over: Label) {
         let pack = section.pack;
         self.asm.note(format!("set {}", set_name(pack.plan, member.set)));
         self.unless_bit(member.set, next);
@@ -274,10 +316,15 @@ impl Emit<'_> {
                 .constant(Reg::R1, (1_u64 << 32) / u64::from(sample.max(1)));
             self.asm.branch(Cond::Ge, Reg::R0, Reg::R1, next);
         }
-        self.need_who();
+        self.need_task();
         if !member.own {
             self.skip_own(next);
         }
+        let is_timed = pack.plan.sets.get(member.set).is_some_and(|set| set.timed);
+        if !is_timed && cap_of(section, member).is_none() {
+            self.unless_marked(pack, over);
+        }
+        self.need_clock();
         self.unless_in_time(pack, member.set, next);
         if let Some(cell) = cap_of(section, member) {
             let max = pack
@@ -423,6 +470,14 @@ impl Emit<'_> {
 }
 
 impl<'p> Section<'p> {
+    /// What the code of the section's only record depends on, where several sections may share it.
+    fn shape(&'p self) -> Option<Shape> {
+        let [(_, index)] = self.unions.as_slice() else {
+            return None;
+        };
+        shape(&self.record(*index)?)
+    }
+
     /// The record with this index.
     pub(super) fn record(&'p self, index: usize) -> Option<Record<'p>> {
         let (layout, columns) = self.records.get(index)?;

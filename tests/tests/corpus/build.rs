@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use lkst::command::build_diagnostic;
-use lkst_probes::features::Features;
+use lkst_probes::features::{Costs, Features};
 use lkst_probes::image;
 use lkst_probes::numbers::Numbers;
 use lkst_rules::diagnostic::{Diagnostics, render};
@@ -29,6 +29,7 @@ pub(crate) fn fail(case: &Case) -> Result<String> {
         cpus: 2,
         long_jumps: true,
         compat_status: None,
+        costs: Costs::default(),
     };
     let Err(error) = image::build(
         &[Arc::new(plan)],

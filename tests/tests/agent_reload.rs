@@ -1,0 +1,126 @@
+//! *Exact reload* as an operator does it: rule files are written over while every CPU fires numbered events, two good
+//! versions in turn and a broken one every third time. Each number is recorded once, by the one or the other; a broken
+//! file changes nothing and is said.
+//!
+//! `LKST_AGENT_RELOADS` says how many files are written; 30 where it is not set.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use lkst_tests::agents::Bed;
+use lkst_tests::lab::Lab;
+use lkst_tests::numbered::{each_once, numbers};
+use lkst_tests::shared::words;
+use lkst_tests::worker::{Worker, cpus, rename};
+
+const TAG: u8 = b'A';
+
+/// One of two versions that differ in everything but the ring.
+fn rules(variant: usize) -> String {
+    let (with, columns) = [
+        (r#"newcomm like "lktA-*""#, "newcomm, pid"),
+        (
+            r#"pid > 1 and newcomm like "lktA*""#,
+            "oldcomm, newcomm, oom_score_adj",
+        ),
+    ][variant];
+    format!(
+        "budget 100%
+         buffer main {{ size = 128MiB }}
+         set numbered_{variant} {{
+           task:task_rename with {with} record {columns}
+           sched:sched_switch with prev_pid == {variant} and next_pid == {variant}
+           syscalls:sys_enter_prctl with option == {} record option
+         }}
+         start with numbered_{variant}",
+        7_000_000 + variant
+    )
+}
+
+fn wanted() -> usize {
+    std::env::var("LKST_AGENT_RELOADS").map_or(30, |text| text.parse().unwrap())
+}
+
+#[test]
+fn every_number_is_recorded_once_however_files_change_or_break() {
+    let Some(_lab) = Lab::open("reload by files").unwrap() else {
+        return;
+    };
+    let mut bed = Bed::new(env!("CARGO_BIN_EXE_lkst-under-test")).unwrap();
+    std::fs::write(bed.path("lkst.toml"), "max_memory = \"2GiB\"").unwrap();
+    bed.put("exact.lkst", &rules(0)).unwrap();
+    bed.start().unwrap();
+    bed.pack_until("exact", "is in force", |pack| pack.hash.is_some())
+        .unwrap();
+    let shared = words().unwrap();
+    let cpus = cpus();
+    let mut workers: Vec<Worker> = cpus
+        .iter()
+        .enumerate()
+        .map(|(place, cpu)| {
+            Worker::new(*cpu, move || {
+                let mut serial = 0;
+                while shared[0].load(Relaxed) == 0 {
+                    rename(TAG, serial);
+                    serial += 1;
+                    shared[1 + place].store(serial.into(), Relaxed);
+                    if serial % 64 == 0 {
+                        // SAFETY: sleeps.
+                        unsafe { libc::usleep(2000) };
+                    }
+                }
+            })
+            .unwrap()
+        })
+        .collect();
+    workers.iter_mut().for_each(Worker::go);
+    let (mut variant, mut broken) = (0, 0);
+    let mut hash = bed.pack("exact").unwrap().unwrap().hash;
+    for write in 1..=wanted() {
+        if write % 3 == 0 {
+            bed.put(
+                "exact.lkst",
+                &format!("{} set broken {{ sched:sched_swich }}", rules(variant)),
+            )
+            .unwrap();
+            let pack = bed
+                .pack_until("exact", "has an error", |pack| pack.error.is_some())
+                .unwrap();
+            assert_eq!(pack.hash, hash, "the last good version stays");
+            broken += 1;
+        } else {
+            variant = 1 - variant;
+            bed.put("exact.lkst", &rules(variant)).unwrap();
+            let set = format!("numbered_{variant}");
+            let pack = bed
+                .pack_until("exact", "has its new set", |pack| {
+                    pack.error.is_none() && pack.sets.iter().any(|known| known.name == set && known.enabled)
+                })
+                .unwrap();
+            assert_ne!(pack.hash, hash);
+            hash = pack.hash;
+        }
+    }
+    shared[0].store(1, Relaxed);
+    for worker in workers {
+        worker.join().unwrap();
+    }
+    bed.end().unwrap();
+    bed.stop_tracing().unwrap();
+    let mut found = BTreeMap::new();
+    let traces = bed.traces("exact");
+    let records: u64 = traces.iter().map(|trace| numbers(trace, TAG, &mut found)).sum();
+    let made = each_once(
+        "reload by files",
+        &found,
+        cpus.iter()
+            .enumerate()
+            .map(|(place, cpu)| (*cpu as u32, shared[1 + place].load(Relaxed) as u32)),
+    );
+    assert_eq!(records, made);
+    println!(
+        "reload by files: {} written, {broken} of them broken: {made} numbered events, each recorded once",
+        wanted()
+    );
+}
