@@ -3,13 +3,14 @@
 //! Both are brought to one form, a JSON object for each record. Records of one instant may come in any order, for two
 //! streams have none among them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
 use lkst::command::show::{self, ShowOptions};
+use lkst::trace::names::NAMES_EVENT;
 use lkst::trace::read::Traces;
 use lkst::trace::{escape, metadata};
 use lkst_probes::layout::Encoding;
@@ -91,6 +92,10 @@ pub fn same_as_show(trace: &Path) -> anyhow::Result<usize> {
         let text = || String::from_utf8_lossy(line).into_owned();
         theirs.push(parse_line(line).with_context(|| format!("babeltrace2's line {}", text()))?);
     }
+    let (threads, theirs): (Vec<Parsed>, Vec<Parsed>) = theirs
+        .into_iter()
+        .partition(|(_, event, ..)| event == NAMES_EVENT);
+    same_names(trace, threads)?;
     let known = Known::of(trace)?;
     let ours = show_json(&[trace.to_owned()])?;
     let mut ours = ours
@@ -118,6 +123,26 @@ pub fn same_as_show(trace: &Path) -> anyhow::Result<usize> {
         );
     }
     Ok(ours.len())
+}
+
+/// Fails where babeltrace2 has other names of threads than we.
+fn same_names(trace: &Path, theirs: Vec<Parsed>) -> anyhow::Result<()> {
+    let traces = Traces::open(&[trace])?;
+    let names = traces.traces.iter().flat_map(|trace| &trace.names);
+    let ours: BTreeSet<String> = names.map(|(tid, comm)| json!([tid, comm]).to_string()).collect();
+    let mut found = BTreeSet::new();
+    for (_, _, [_, pid, tid], fields) in theirs {
+        ensure!(
+            (&fields["tid"], &fields["pid"]) == (&tid, &pid),
+            "of thread {tid}: {fields:?}"
+        );
+        found.insert(json!([tid, fields["comm"]]).to_string());
+    }
+    ensure!(
+        ours == found,
+        "names differ\n      ours {ours:?}\nbabeltrace {found:?}"
+    );
+    Ok(())
 }
 
 /// What is compared of a record.

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use lkst::command::show::{self, ShowOptions};
 use lkst::trace::incident::Incident;
@@ -17,7 +17,7 @@ use lkst_tests::ring::{Cell, Reserved, Ring, encode};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn info(layouts: Vec<RecordLayout>) -> TraceInfo {
     TraceInfo {
@@ -98,6 +98,59 @@ fn a_record_is_shown_as_people_and_programs_read_it() {
         (Some(12_000_000_345), Some(12_000_000_345))
     );
     assert_eq!(incident.streams[0].file.as_deref(), Some("main_3"));
+}
+
+#[test]
+fn a_damaged_stream_of_names_costs_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("a");
+    let rename = rename();
+    let mut ring = Ring::new("main", 0, 2, 1, 1);
+    let names = [(11, "bash"), (12, "a\x1b\u{202e}"), (13, "")];
+    for (tid, _) in names {
+        ring.write(&rename, encode(&rename, tid.into(), 10, tid, &cells(5)));
+    }
+    let incident = Incident {
+        // Of a thread without a record too: that is none of the trace's.
+        names: names
+            .into_iter()
+            .chain([(99, "other")])
+            .map(|(tid, comm)| (tid, comm.to_owned()))
+            .collect(),
+        ..Incident::default()
+    };
+    seal::save(&folder, &info(vec![rename]), [ring.raw], incident).unwrap();
+    let comms = |folder: &PathBuf| -> Vec<Value> {
+        let lines = show_json(std::slice::from_ref(folder)).unwrap();
+        lines.into_iter().map(|line| line["comm"].clone()).collect()
+    };
+    assert_eq!(comms(&folder), names.map(|(_, comm)| Value::from(comm)));
+    // By the stream alone.
+    let ctf = folder.join("ctf");
+    fs::remove_file(folder.join("incident.json")).unwrap();
+    assert_eq!(comms(&folder), names.map(|(_, comm)| Value::from(comm)));
+
+    let path = ctf.join("names");
+    let whole = fs::read(&path).unwrap();
+    let shown = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let options = ShowOptions {
+            paths: vec![folder.clone()],
+            json: true,
+            ..ShowOptions::default()
+        };
+        let shown = show::run(&options, &mut Vec::new(), false).unwrap();
+        (shown.records, shown.problems.len())
+    };
+    for length in 0..whole.len() {
+        assert_eq!(shown(&whole[..length]), (3, 1), "{length} bytes");
+    }
+    for place in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0xff;
+        let (records, problems) = shown(&bytes);
+        assert!(records == 3 && problems <= 1, "byte {place}: {problems}");
+    }
 }
 
 #[test]

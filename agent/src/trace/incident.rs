@@ -50,7 +50,7 @@ pub struct Incident {
     pub streams: Vec<StreamSummary>,
     /// What was counted, by event and CPU. `save` sets [`Counts::kept`] and leaves the rest to the caller.
     pub counts: BTreeMap<String, BTreeMap<u32, Counts>>,
-    /// The threads' names.
+    /// The names of the threads that have records in the trace; [`super::seal::save_named`] sets them.
     pub names: BTreeMap<u32, String>,
 }
 

@@ -56,11 +56,10 @@ impl<'a> RecordView<'a> {
         u32_at(self.bytes, record::TID).unwrap_or(0)
     }
 
-    /// The thread's name, where the incident knows it.
+    /// The thread's name, where the trace knows it: the last that it had when the trace was saved.
     #[must_use]
     pub fn comm(&self) -> Option<&'a str> {
-        let names = &self.trace.incident.as_ref()?.names;
-        names.get(&self.tid()).map(String::as_str)
+        self.trace.names.get(&self.tid()).map(String::as_str)
     }
 
     /// The columns with their values.

@@ -15,6 +15,7 @@ pub mod filter;
 pub mod incident;
 mod merge;
 pub mod metadata;
+pub mod names;
 pub mod raw;
 pub mod read;
 pub mod saved;

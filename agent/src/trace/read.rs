@@ -19,6 +19,7 @@ use super::cursor::Packet;
 use super::decode::{Classes, EventClass};
 use super::incident::Incident;
 pub use super::merge::{Filter, RecordView, Records};
+use super::names::{self, NAMES_EVENT, NAMES_FILE};
 use super::seal::INCIDENT_FILE;
 use super::tsdl::{self, Metadata, ParseError};
 
@@ -101,10 +102,12 @@ pub struct Trace {
     pub folder: PathBuf,
     /// Its metadata; the layouts are in `classes`.
     pub metadata: Metadata,
-    /// Its kinds of record. Traces that have the same one share it.
+    /// Its kinds of record, but for that which names threads. Traces that have the same one share it.
     pub classes: Classes<Arc<Class>>,
     /// Why it was saved, where that is known.
     pub incident: Option<Incident>,
+    /// The names of its threads.
+    pub names: BTreeMap<u32, String>,
 }
 
 /// A kind of record, numbered among all traces that were opened together.
@@ -208,9 +211,11 @@ impl Traces {
         };
         let trace = self.traces.len();
         let uuid = metadata.uuid;
-        let files = stream_files(&folder)?;
+        let mut files = stream_files(&folder)?;
         self.problems
             .extend(missing_streams(&folder, incident.as_ref(), &files));
+        let is_names = |path: &mut PathBuf| path.file_name().is_some_and(|name| name == NAMES_FILE);
+        let names_files: Vec<PathBuf> = files.extract_if(.., is_names).collect();
         for path in files {
             let index = self.streams.len();
             match Stream::open(index, trace, path, &uuid) {
@@ -218,12 +223,21 @@ impl Traces {
                 Err(problem) => self.problems.push(problem),
             }
         }
-        self.traces.push(Trace {
+        let mut trace = Trace {
             folder,
             metadata,
-            classes: Classes::new(classes),
+            classes: Classes::new(classes.clone()),
+            names: incident.as_ref().map_or_else(BTreeMap::new, |i| i.names.clone()),
             incident,
-        });
+        };
+        for path in names_files {
+            let (named, problem) = names::read(&trace, &path);
+            trace.names.extend(named);
+            self.problems.extend(problem);
+        }
+        classes.retain(|class| class.event.layout.name != NAMES_EVENT);
+        trace.classes = Classes::new(classes);
+        self.traces.push(trace);
         Ok(())
     }
 
@@ -331,7 +345,12 @@ fn missing_streams(folder: &Path, incident: Option<&Incident>, files: &[PathBuf]
 
 impl Stream {
     /// Reads the head of a stream file. A ring without records has no file, so an empty file has lost some.
-    fn open(index: usize, trace: usize, path: PathBuf, uuid: &[u8; 16]) -> Result<Stream, ReadError> {
+    pub(super) fn open(
+        index: usize,
+        trace: usize,
+        path: PathBuf,
+        uuid: &[u8; 16],
+    ) -> Result<Stream, ReadError> {
         let file = File::open(&path).map_err(ReadError::io(&path))?;
         let bytes = file.metadata().map_err(ReadError::io(&path))?.len();
         if bytes == 0 {

@@ -5,6 +5,7 @@
 //! FOLDER/ctf/metadata       the CTF metadata
 //! FOLDER/ctf/main_0 …       a stream file per buffer and CPU that has a record; a second ring of the same buffer
 //!                           and CPU is `main_0.1`
+//! FOLDER/ctf/names          the names of the threads that have records in them (`names.rs`)
 //! ```
 //!
 //! Packets are made anew rather than copied from pages: larger, with their sizes, times and losses, and with the
@@ -24,9 +25,10 @@ use std::path::{Path, PathBuf};
 
 use lkst_probes::layout::{page, record};
 
-use super::decode::{Classes, EventClass};
+use super::decode::{Classes, EventClass, u32_at};
 use super::incident::{FORMAT, Incident, StreamSummary};
 use super::metadata::{self, TraceInfo};
+use super::names::{self, NAMES_FILE, Namer, Thread};
 use super::raw::{RawStream, RecordRef, records};
 use super::whole::{Failed, Unfinished, make_folder, sync_folder, write_file};
 
@@ -104,20 +106,39 @@ impl From<Failed> for SaveError {
     }
 }
 
-/// Writes a trace to `folder`, which must not exist. Its parents are made.
-///
-/// `streams` is asked for one ring after another, so that the caller need not hold copies of all of them.
+/// As [`save_named`], with the names that are in the incident.
 ///
 /// # Errors
-/// [`SaveError`]; then `folder` is not there.
+/// As [`save_named`].
 pub fn save(
     folder: &Path,
     info: &TraceInfo,
     streams: impl IntoIterator<Item = RawStream>,
+    mut incident: Incident,
+) -> Result<Saved, SaveError> {
+    let names = std::mem::take(&mut incident.names);
+    save_named(folder, info, streams, incident, &mut |tid, pid| {
+        let comm = names.get(&tid)?.clone();
+        Some(Thread { pid, comm })
+    })
+}
+
+/// Writes a trace to `folder`, which must not exist. Its parents are made.
+///
+/// `streams` is asked for one ring after another, so that the caller need not hold copies of all of them; then `namer`
+/// for each thread that has a record in them.
+///
+/// # Errors
+/// [`SaveError`]; then `folder` is not there.
+pub fn save_named(
+    folder: &Path,
+    info: &TraceInfo,
+    streams: impl IntoIterator<Item = RawStream>,
     incident: Incident,
+    namer: Namer<'_>,
 ) -> Result<Saved, SaveError> {
     let unfinished = Unfinished::begin(folder)?;
-    let saved = write(unfinished.path(), folder, info, streams, incident)?;
+    let saved = write(unfinished.path(), folder, info, streams, incident, namer)?;
     unfinished.finish(folder)?;
     Ok(saved)
 }
@@ -128,7 +149,8 @@ fn write(
     folder: &Path,
     info: &TraceInfo,
     streams: impl IntoIterator<Item = RawStream>,
-    incident: Incident,
+    mut incident: Incident,
+    namer: Namer<'_>,
 ) -> Result<Saved, SaveError> {
     let ctf = unfinished.join(CTF_FOLDER);
     make_folder(&ctf)?;
@@ -139,16 +161,34 @@ fn write(
         files: BTreeMap::new(),
         saved: Saved::default(),
         times: None,
+        threads: BTreeMap::new(),
     };
     for stream in streams {
         sealer.stream(&stream)?;
     }
+    let named = sealer.threads.iter();
+    let named = named.filter_map(|(tid, (_, pid))| Some((*tid, namer(*tid, *pid)?)));
+    let named: BTreeMap<u32, Thread> = named.collect();
     let Sealer {
         uuid, saved, times, ..
     } = sealer;
+    let mut info = info.clone();
+    if let (Some((begin, _)), Some(layout), false) =
+        (times, names::layout_beside(&info.layouts), named.is_empty())
+    {
+        write_file(&ctf.join(NAMES_FILE), |out| {
+            names::write(out, &uuid, layout.id, begin, &named)
+        })?;
+        info.layouts.push(layout);
+    }
     write_file(&ctf.join("metadata"), |out| {
-        out.write_all(metadata::text(info, &uuid).as_bytes())
+        out.write_all(metadata::text(&info, &uuid).as_bytes())
     })?;
+    incident.names = named
+        .into_iter()
+        .map(|(tid, thread)| (tid, thread.comm))
+        .collect();
+    let info = &info;
     let incident = complete(incident, info, &saved, times);
     write_file(&unfinished.join(INCIDENT_FILE), |out| {
         serde_json::to_writer_pretty(&mut *out, &incident)?;
@@ -192,6 +232,8 @@ struct Sealer<'a> {
     saved: Saved,
     /// Of the first and of the last record.
     times: Option<(u64, u64)>,
+    /// Those that have records: when each had its last one, and of which process it was then.
+    threads: BTreeMap<u32, (u64, u32)>,
 }
 
 impl Sealer<'_> {
@@ -219,11 +261,28 @@ impl Sealer<'_> {
             let (begin, end) = self.times.unwrap_or((first.time, last.time));
             self.times = Some((begin.min(first.time), end.max(last.time)));
             self.count(raw.cpu, sorted);
+            self.note_threads(raw, sorted);
         }
         self.saved.records += summary.records;
         self.saved.torn += summary.torn;
         self.saved.streams.push(summary);
         Ok(())
+    }
+
+    fn note_threads(&mut self, raw: &RawStream, sorted: &[RecordRef]) {
+        let mut last = None;
+        // From the last record on: that is the one that counts, and most are of the thread that made the one after.
+        for record in sorted.iter().rev() {
+            let bytes = raw.pages.get(record.bytes.clone()).unwrap_or(&[]);
+            let thread = u32_at(bytes, record::TID).zip(u32_at(bytes, record::PID));
+            if let Some((tid, pid)) = thread
+                && thread != last
+            {
+                let known = self.threads.entry(tid).or_default();
+                *known = (*known).max((record.time, pid));
+                last = thread;
+            }
+        }
     }
 
     fn file_name(&mut self, raw: &RawStream) -> Result<String, SaveError> {
@@ -266,7 +325,12 @@ impl Sealer<'_> {
 }
 
 /// Writes sorted records as packets.
-fn packets(out: &mut dyn Write, uuid: &[u8; 16], raw: &RawStream, sorted: &[RecordRef]) -> io::Result<()> {
+pub(super) fn packets(
+    out: &mut dyn Write,
+    uuid: &[u8; 16],
+    raw: &RawStream,
+    sorted: &[RecordRef],
+) -> io::Result<()> {
     let mut rest = sorted;
     let mut sequence = 0_u64;
     let mut packet = Vec::with_capacity(PACKET_BYTES);
