@@ -238,10 +238,11 @@ impl Agent {
         if self.session.is_some() && !is_pinned {
             self.ended_by_hand();
         }
-        if let Some(session) = &mut self.session
-            && let Err(error) = session.tick(&mut |firing| self.log.firing(firing))
-        {
-            tracing::warn!(%error, "firings could not be told");
+        if let Some(session) = &mut self.session {
+            session.look_at_names();
+            if let Err(error) = session.tick(&mut |firing| self.log.firing(firing)) {
+                tracing::warn!(%error, "firings could not be told");
+            }
         }
         let costly = self
             .session

@@ -296,7 +296,7 @@ impl Session {
 
     /// Starts tracing.
     pub fn start(&mut self) {
-        self.names.look();
+        self.names.look(self.loaded.names());
         self.loaded.start();
     }
 
@@ -320,7 +320,12 @@ impl Session {
         env: &Environment<'_>,
         tell: Tell<'_>,
     ) -> Result<usize, LoadError> {
-        let former = self.loaded.reload(plans, env)?;
+        self.loaded.keep_names(env, !plans.is_empty());
+        let reloaded = self.loaded.reload(plans, env);
+        if reloaded.is_err() {
+            self.loaded.end_idle_names();
+        }
+        let former = reloaded?;
         // Of firings before the change: their buffers are still known by their numbers.
         let told = self.drain(tell);
         let mut old = std::mem::take(&mut self.packs);
@@ -369,7 +374,7 @@ impl Session {
                 reason: "reload".to_owned(),
                 ..Incident::default()
             };
-            self.names.look();
+            self.names.look(self.loaded.names());
             match self.write_streams(&leaving.pack, streams.into_iter(), &folder, about) {
                 Ok(_) => {
                     let pack = self
@@ -389,6 +394,7 @@ impl Session {
         }
         if self.leaving.is_empty() {
             self.loaded.forget_former();
+            self.loaded.end_idle_names();
         }
     }
 
@@ -520,9 +526,9 @@ impl Session {
         Ok(())
     }
 
-    /// Notes the names of threads, now and then: for who has time for it.
+    /// Notes the names of threads, now and then, where the kernel does not.
     pub fn look_at_names(&mut self) {
-        self.names.look_now_and_then();
+        self.names.look_now_and_then(self.loaded.names());
     }
 
     /// Saves every buffer that is kept, then gives it back.
@@ -596,7 +602,7 @@ impl Session {
 
     /// Saves one buffer into the pack's incident, or into one of its own. Returns whether it is on disk.
     fn save_buffer(&mut self, number: usize, buffer: usize, live: bool) -> bool {
-        self.names.look();
+        self.names.look(self.loaded.names());
         let Some(pack) = self.packs.get_mut(number) else {
             return false;
         };
@@ -769,10 +775,10 @@ impl Session {
         let about = Incident {
             saved_at_unix_ns: boot_now_ns().wrapping_add_signed(self.boot_offset_ns),
             generation: self.loaded.generation(),
-            names: self.names.table(),
             ..about
         };
-        let saved = seal::save(folder, &info, streams, about)?;
+        let namer = &mut |tid, pid| self.names.of_thread(self.loaded.names(), tid, pid);
+        let saved = seal::save_named(folder, &info, streams, about, namer)?;
         Ok(saved
             .kept
             .into_iter()

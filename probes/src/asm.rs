@@ -201,6 +201,8 @@ pub enum MapRef {
     Notices,
     /// The processes of COMMAND.
     Traced,
+    /// The names of threads.
+    Names,
     /// Scratch memory of an event's program, a run of bytes a CPU.
     Frame(u16),
     /// The two slots of an event's dispatcher.
@@ -218,6 +220,7 @@ impl std::fmt::Display for MapRef {
             MapRef::Pages(number) => write!(f, "pages_{number}"),
             MapRef::Notices => write!(f, "notices"),
             MapRef::Traced => write!(f, "traced"),
+            MapRef::Names => write!(f, "names"),
             MapRef::Frame(program) => write!(f, "frame_{program}"),
             MapRef::Slots(program) => write!(f, "slots_{program}"),
             MapRef::Parts(program) => write!(f, "parts_{program}"),

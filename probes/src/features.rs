@@ -3,6 +3,8 @@
 use lkst_rules::schema::Path;
 use serde::{Deserialize, Serialize};
 
+use crate::lower::NamesPaths;
+
 /// Properties of the kernel and the machine. Probed, never derived from a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Features {
@@ -16,6 +18,8 @@ pub struct Features {
     pub compat_status: Option<Path>,
     /// What things cost here.
     pub costs: Costs,
+    /// Where tasks have their names; `None` where the kernel does not say.
+    pub names: Option<NamesPaths>,
 }
 
 /// What things cost on this host, from which each program's constants are made.

@@ -210,6 +210,20 @@ pub mod notice {
     pub const RECORD: i16 = 8;
 }
 
+/// The names of threads: a map from the thread's number, a `u32`, to this.
+pub mod name {
+    /// `u32 pid`: the process.
+    pub const PID: usize = 0;
+    /// `u8 comm[16]`, NUL-terminated.
+    pub const COMM: usize = 4;
+    /// Bytes of the name, `TASK_COMM_LEN` of include/linux/sched.h.
+    pub const COMM_BYTES: usize = 16;
+    /// Bytes of an entry.
+    pub const BYTES: usize = COMM + COMM_BYTES;
+    /// How many there are: as many as there may be threads where `kernel.pid_max` is what it used to be.
+    pub const ENTRIES: u32 = 1 << 15;
+}
+
 /// The multiplier of [`tag`]: 2^32 over the golden ratio, odd.
 pub const TAG_MULTIPLIER: u32 = 0x9E37_79B1;
 

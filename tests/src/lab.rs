@@ -111,7 +111,9 @@ impl Lab {
     /// # Errors
     /// As [`Lab::load`].
     pub fn session(&self, rules: &str, output: PathBuf) -> anyhow::Result<Session> {
-        Ok(Session::new(self.load(rules)?, Host::this()?, output))
+        let mut loaded = self.load(rules)?;
+        loaded.keep_names(&self.environment()?, true);
+        Ok(Session::new(loaded, Host::this()?, output))
     }
 }
 

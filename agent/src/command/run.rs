@@ -27,6 +27,7 @@ use crate::compile::{Compiled, compile_path};
 use crate::kernel::generation::load;
 use crate::kernel::load::Environment;
 use crate::kernel::loaded::Loaded;
+use crate::kernel::names::names_paths;
 use crate::kernel::{cpus, features};
 use crate::session::Firing;
 use crate::session::{Host, Session, counted};
@@ -81,6 +82,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
         max_bytes: u64::MAX,
     };
     let mut loaded = load(&plans, &env).map_err(|error| load_failed(error, &compiled))?;
+    loaded.keep_names(&env, !plans.is_empty());
     if loaded.image.follows_command {
         if options.command.is_empty() {
             eprintln!("lkst: note: `task.traced` is never true, since no COMMAND was given after `--`");
@@ -303,5 +305,6 @@ pub fn generator_features(schema: &dyn Schema) -> anyhow::Result<lkst_probes::fe
         long_jumps: crate::kernel::features::long_jumps(),
         compat_status,
         costs: lkst_probes::features::Costs::default(),
+        names: names_paths(schema),
     })
 }

@@ -260,7 +260,8 @@ impl Agent {
         let programs_loaded = match &mut self.session {
             Some(session) => session.reload(&plans, &env, &mut |firing| log.firing(firing))?,
             None => {
-                let loaded = load(&plans, &env)?;
+                let mut loaded = load(&plans, &env)?;
+                loaded.keep_names(&env, !plans.is_empty());
                 let programs = loaded.image.programs.len();
                 let mut session = Session::new(loaded, self.host.clone(), self.incidents());
                 session.start();

@@ -26,6 +26,7 @@ use super::generation::{Former, event_names, map_name, parts_name, program_name}
 use super::link::Grace;
 use super::loaded::{Loaded, LoadedProgram};
 use super::memory::Mapping;
+use super::names::{self, KernelNames};
 use super::pins::{Handle, Pins};
 use super::ring::{Pages, Rings};
 
@@ -209,6 +210,7 @@ pub fn adopt(
     let mut loaded = open(pins, &names, manifest, image)?;
     let former_rings = former_image.iter().flat_map(rings);
     loaded.open_rings(pins, former_rings)?;
+    loaded.names = KernelNames::adopt(pins);
     let former = former_of(&loaded, former_image, &names);
     let former = loaded.settle(former).map_err(|error| {
         let error = io::Error::other(error);
@@ -355,6 +357,7 @@ fn former_of(loaded: &Loaded, image: Option<Image>, names: &[String]) -> Former 
     let mut used: BTreeSet<String> = loaded.maps.keys().map(|map| map_name(*map)).collect();
     used.insert(map_name(MapRef::Notices));
     used.insert(Manifest::name(loaded.generation()));
+    used.extend(names::pinned());
     for (number, program) in &loaded.programs {
         used.extend(event_names(*number));
         used.insert(program_name(*number, program.digest));

@@ -19,6 +19,7 @@ use lkst_probes::numbers::Numbers;
 use super::link::{Grace, attach_typed};
 use super::load::{LoadError, event_name, load_code};
 use super::memory::Mapping;
+use super::names::KernelNames;
 use super::pins::{Handle, Pins};
 use super::ring::Rings;
 
@@ -45,6 +46,8 @@ pub struct Loaded {
     pub(super) pins: Option<Arc<Pins>>,
     /// Names of what the generation before had, until nobody needs it any more.
     pub(super) former_pins: Vec<String>,
+    /// What keeps the names of threads, where anything does.
+    pub(super) names: Option<KernelNames>,
     /// Links of what follows COMMAND.
     tracker: Vec<OwnedFd>,
     grace: Grace,
@@ -173,6 +176,7 @@ impl Loaded {
             traced: None,
             pins: None,
             former_pins: Vec::new(),
+            names: None,
             tracker: Vec::new(),
             grace,
         }

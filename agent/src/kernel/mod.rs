@@ -14,6 +14,7 @@ pub mod link;
 pub mod load;
 pub mod loaded;
 pub mod memory;
+pub mod names;
 pub mod pins;
 pub mod print_format;
 pub mod restricted;

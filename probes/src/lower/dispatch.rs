@@ -1,6 +1,6 @@
 //! The small programs around an event's program: its dispatcher, the idle one, and the tracker of COMMAND.
 
-use super::{Emit, Kind, LowerError, Part};
+use super::{Emit, LowerError, Part};
 use crate::asm::{Alu, Asm, Code, Cond, Helper, MapRef, Reg, Size};
 use crate::features::Features;
 use crate::layout::control;
@@ -62,13 +62,7 @@ pub fn tracker(features: &Features, paths: &TrackerPaths) -> Result<[Code; 2], L
     const KEY: i16 = super::slot::KEY;
     const VALUE: i16 = super::slot::WHO;
     let start = || {
-        let part = Part {
-            kind: Kind::Typed,
-            direct: true,
-            number: 0,
-            next: None,
-        };
-        let mut emit = Emit::new(features, part);
+        let mut emit = Emit::new(features, Part::of_lkst(true));
         emit.prologue();
         emit
     };

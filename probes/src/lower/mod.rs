@@ -21,6 +21,7 @@ mod condition;
 mod decide;
 mod dispatch;
 mod field;
+mod names;
 mod record;
 mod section;
 mod text;
@@ -28,6 +29,7 @@ mod value;
 
 pub use budget::PackBudget;
 pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
+pub use names::{NAMES_EVENTS, NamesPaths, TaskPaths, names};
 pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
 
 use crate::arena::Spot;
@@ -56,6 +58,18 @@ pub struct Part {
     pub number: u16,
     /// The place of the part that follows, among those after the first.
     pub next: Option<u32>,
+}
+
+impl Part {
+    /// A small program of lkst's own, which hangs on a tracepoint without a dispatcher.
+    pub(crate) fn of_lkst(direct: bool) -> Part {
+        Part {
+            kind: Kind::Typed,
+            direct,
+            number: 0,
+            next: None,
+        }
+    }
 }
 
 /// Why a plan has no program.

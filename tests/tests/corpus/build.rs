@@ -30,6 +30,7 @@ pub(crate) fn fail(case: &Case) -> Result<String> {
         long_jumps: true,
         compat_status: None,
         costs: Costs::default(),
+        names: None,
     };
     let Err(error) = image::build(
         &[Arc::new(plan)],
