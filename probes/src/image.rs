@@ -89,15 +89,6 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// The ELF section that aya knows it by.
-    #[must_use]
-    pub fn section(&self) -> String {
-        match self.typed {
-            true => format!("tp_btf/{}", self.name),
-            false => format!("tracepoint/{}/{}", self.system, self.name),
-        }
-    }
-
     /// A name for the kernel's lists; it keeps 15 bytes of it.
     #[must_use]
     pub fn symbol(&self) -> String {

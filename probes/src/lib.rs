@@ -1,7 +1,7 @@
 //! Plans → eBPF programs and map contents.
 //!
 //! ```text
-//! Plan ─image→ sections ─lower→ asm → Code ─object→ ELF that aya loads
+//! Plan ─image→ sections ─lower→ asm → Code ─→ what the kernel loads
 //!        └──── layout: every offset ────┘
 //! ```
 //!
@@ -18,5 +18,4 @@ mod kinds;
 pub mod layout;
 pub mod lower;
 pub mod numbers;
-pub mod object;
 mod records;

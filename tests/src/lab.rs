@@ -27,7 +27,6 @@ static ONE: Mutex<()> = Mutex::new(());
 pub struct Lab {
     /// The kernel's events.
     pub schema: KernelSchema,
-    btf: aya::Btf,
     _one: MutexGuard<'static, ()>,
 }
 
@@ -44,11 +43,7 @@ impl Lab {
         let Some(schema) = kernel_schema(test)? else {
             return Ok(None);
         };
-        Ok(Some(Lab {
-            schema,
-            btf: aya::Btf::from_sys_fs()?,
-            _one: one,
-        }))
+        Ok(Some(Lab { schema, _one: one }))
     }
 
     /// Compiles rules; warnings are printed.
@@ -97,7 +92,7 @@ impl Lab {
     pub fn environment(&self) -> anyhow::Result<Environment<'_>> {
         Ok(Environment {
             features: generator_features(&self.schema)?,
-            btf: Some(&self.btf),
+            btf: self.schema.btf(),
             tracefs: self.schema.tracefs(),
             uuid: [7; 16],
             pins: None,

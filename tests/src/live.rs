@@ -9,9 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use lkst::kernel::btf::Btf;
 use lkst::kernel::load::{Environment, LoadError};
 use lkst::kernel::loaded::Loaded;
-use lkst::kernel::schema::KernelSchema;
+use lkst::kernel::schema::{BTF_PATH, KernelSchema};
 use lkst::kernel::tracefs::Tracefs;
 use lkst::trace::decode::{Classes, EventClass, Value as Decoded, u32_at};
 use lkst::trace::raw;
@@ -26,7 +27,7 @@ use lkst_rules::{Options, Pack, compile};
 /// What loading needs of this machine.
 pub struct Machine {
     features: Features,
-    btf: aya::Btf,
+    btf: Btf,
     tracefs: Tracefs,
 }
 
@@ -38,7 +39,7 @@ impl Machine {
     pub fn of(schema: &KernelSchema) -> anyhow::Result<Machine> {
         Ok(Machine {
             features: lkst::command::run::generator_features(schema)?,
-            btf: aya::Btf::from_sys_fs()?,
+            btf: Btf::parse(std::fs::read(BTF_PATH)?)?,
             tracefs: Tracefs::at(schema.tracefs().root()),
         })
     }

@@ -67,14 +67,10 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     let plans = accept(&compiled, options.colour)?;
     let output = make_output(options.output.as_deref())?;
     let host = Host::this()?;
-    let btf = kernel
-        .btf
-        .then(aya::Btf::from_sys_fs)
-        .transpose()
-        .context("cannot read the kernel's types")?;
+    let btf = schema.btf().filter(|_| kernel.btf);
     let env = Environment {
         features: generator_features(&schema)?,
-        btf: btf.as_ref(),
+        btf,
         tracefs: schema.tracefs(),
         uuid: host.uuid,
         pins: None,
@@ -86,12 +82,11 @@ pub fn run(options: &RunOptions) -> anyhow::Result<()> {
     if loaded.image.follows_command {
         if options.command.is_empty() {
             eprintln!("lkst: note: `task.traced` is never true, since no COMMAND was given after `--`");
-        } else if let Some(btf) = &btf {
+        } else if let Some(btf) = btf {
             let codes = tracker(&env.features, &tracker_paths(&schema)?)?;
             loaded.follow(&codes, btf)?;
         }
     }
-    drop(btf);
     drop(schema);
 
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use lkst_probes::features::Costs;
 use lkst_rules::diagnostic::{Diagnostics, render};
 use lkst_rules::plan::Plan;
@@ -32,17 +31,15 @@ use crate::trace::saved::saved_rings;
 /// What compiling and loading needs of the kernel. Large, and so let go of as soon as the rules are in force.
 struct Kernel {
     schema: KernelSchema,
-    btf: Option<aya::Btf>,
+    /// Whether programs can be typed.
+    typed: bool,
 }
 
 impl Kernel {
-    fn read(tracefs: &Arc<Tracefs>, with_btf: bool) -> anyhow::Result<Kernel> {
+    fn read(tracefs: &Arc<Tracefs>, typed: bool) -> anyhow::Result<Kernel> {
         Ok(Kernel {
             schema: KernelSchema::through(tracefs.clone()).map_err(no_events)?,
-            btf: with_btf
-                .then(aya::Btf::from_sys_fs)
-                .transpose()
-                .context("cannot read the kernel's types")?,
+            typed,
         })
     }
 }
@@ -102,14 +99,14 @@ impl Agent {
         let mut kernel: Option<Kernel> = None;
         let mut unread = None;
         let config = &self.options.config;
-        let with_btf = self.features.btf;
+        let typed = self.features.btf;
         let changed = self.packs.look(
             found,
             |name| settings(config, name),
             again,
             |text| {
                 if kernel.is_none() {
-                    match Kernel::read(&self.tracefs, with_btf) {
+                    match Kernel::read(&self.tracefs, typed) {
                         Ok(read) => kernel = Some(read),
                         Err(error) => unread = Some(format!("{error:#}")),
                     }
@@ -127,7 +124,7 @@ impl Agent {
         if changed || (again && self.session.is_none()) {
             let kernel = match kernel {
                 Some(kernel) => Ok(kernel),
-                None => Kernel::read(&self.tracefs, with_btf),
+                None => Kernel::read(&self.tracefs, typed),
             };
             match kernel {
                 Ok(kernel) => self.put_in_force(&kernel, begun),
@@ -404,7 +401,7 @@ fn environment<'e>(
 ) -> anyhow::Result<Environment<'e>> {
     Ok(Environment {
         features: generator_features(&kernel.schema)?,
-        btf: kernel.btf.as_ref(),
+        btf: kernel.schema.btf().filter(|_| kernel.typed),
         tracefs: kernel.schema.tracefs(),
         uuid: host.uuid,
         pins,

@@ -1,6 +1,6 @@
-//! The one place that asks the kernel, by the bare `bpf` system call, whether it would take a program.
+//! The one place that gives programs to the kernel, by the bare `bpf` system call.
 //!
-//! In: instructions, a type of program. Out: a descriptor of the loaded program, or the kernel's refusal with the
+//! In: instructions, a type of program, a name. Out: a descriptor of the loaded program, or the kernel's refusal with the
 //! verifier's words. Nothing is attached here; what was loaded goes with its descriptor.
 
 use std::ffi::CStr;
@@ -81,49 +81,101 @@ struct LinkAttributes {
     cookie: u64,
 }
 
-/// Loads a program, which nothing runs before it is attached.
+/// How often the verifier may be interrupted by a signal before that is an error.
+const TRIES: usize = 10;
+/// How long the verifier's words may be, from one try to the next; of kernels before 6.4 it is the beginning that is
+/// kept, of later ones the end.
+const LOG_BYTES: [usize; 3] = [64 << 10, 1 << 20, 16 << 20];
+
+impl Refused {
+    /// Whether the verifier refuses the program for what it does, not for its size.
+    #[must_use]
+    pub fn is_verdict(&self) -> bool {
+        !self.log.is_empty() && self.error.raw_os_error() != Some(libc::E2BIG)
+    }
+}
+
+/// Loads a program, which nothing runs before it is attached. The kernel's lists show 15 bytes of its name, which has
+/// letters, digits and underscores.
 ///
 /// # Errors
 /// [`Refused`].
-pub fn load(kind: ProgramType, program: &[Instruction]) -> Result<OwnedFd, Refused> {
+pub fn load(kind: ProgramType, program: &[Instruction], name: &str) -> Result<OwnedFd, Refused> {
+    // A good program is not told of, which is most of what a verifier's time goes into.
+    let mut refused = match try_load(kind, program, name, &mut []) {
+        Ok(loaded) => return Ok(loaded),
+        Err(error) => Refused {
+            error,
+            log: String::new(),
+        },
+    };
+    for bytes in LOG_BYTES {
+        let mut log = vec![0; bytes];
+        match try_load(kind, program, name, &mut log) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => {
+                let text = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy);
+                refused.log = text.unwrap_or_default().trim().to_owned();
+                // No room for all of its words: they are not the reason.
+                if error.raw_os_error() != Some(libc::ENOSPC) {
+                    refused.error = error;
+                    break;
+                }
+            }
+        }
+    }
+    Err(refused)
+}
+
+fn try_load(kind: ProgramType, program: &[Instruction], name: &str, log: &mut [u8]) -> io::Result<OwnedFd> {
     let (prog_type, expected_attach_type, attach_btf_id) = match kind {
         ProgramType::Tracepoint => (5, 0, 0),
         ProgramType::RawTracepointBtf(id) => (26, 23, id),
     };
-    let mut log = vec![0u8; 1 << 16];
+    let mut prog_name = [0; 16];
+    // The last byte stays the NUL.
+    for (place, byte) in prog_name.iter_mut().take(15).zip(name.bytes()) {
+        *place = byte;
+    }
     let mut attributes = LoadAttributes {
         prog_type,
         insn_cnt: program.len() as u32,
         insns: program.as_ptr() as u64,
         license: LICENSE.as_ptr() as u64,
-        log_level: 1,
+        log_level: u32::from(!log.is_empty()),
         log_size: log.len() as u32,
-        log_buf: log.as_mut_ptr() as u64,
+        log_buf: match log.is_empty() {
+            true => 0,
+            false => log.as_mut_ptr() as u64,
+        },
+        prog_name,
         expected_attach_type,
         attach_btf_id,
         ..LoadAttributes::default()
     };
-    // SAFETY: the attributes are those of PROG_LOAD and as long as said; the addresses in them are of `program`, which
-    // has `insn_cnt` instructions, of a text with a NUL and of `log`, which has `log_size` bytes; all three live on.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            PROG_LOAD,
-            &raw mut attributes,
-            size_of::<LoadAttributes>(),
-        )
-    };
-    if result < 0 {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        // SAFETY: the attributes are those of PROG_LOAD and as long as said; the addresses in them are of `program`,
+        // which has `insn_cnt` instructions, of a text with a NUL and of `log`, which has `log_size` bytes, or none;
+        // all live on.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                PROG_LOAD,
+                &raw mut attributes,
+                size_of::<LoadAttributes>(),
+            )
+        };
+        if result >= 0 {
+            // SAFETY: the kernel has just made this descriptor, for us alone.
+            return Ok(unsafe { OwnedFd::from_raw_fd(result as i32) });
+        }
         let error = io::Error::last_os_error();
-        let text =
-            CStr::from_bytes_until_nul(&log).map_or_else(|_| String::new(), |t| t.to_string_lossy().into());
-        return Err(Refused {
-            error,
-            log: text.trim().to_owned(),
-        });
+        if error.raw_os_error() != Some(libc::EAGAIN) || tries == TRIES {
+            return Err(error);
+        }
     }
-    // SAFETY: the kernel has just made this descriptor, for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
 
 /// Asks for a link of a program to no perf event at all. It never succeeds; the error says whether links of that kind

@@ -206,9 +206,12 @@ const fn call(helper: i32) -> [Instruction; 3] {
 const KTIME_GET_BOOT_NS: i32 = 125;
 const GET_CURRENT_TASK_BTF: i32 = 158;
 
+/// The name of programs that are loaded to see whether they can be.
+const TRIAL: &str = "lkst_trial";
+
 fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
     let newer = "use Linux 5.15 or later";
-    let plain = match bpf_syscall::load(ProgramType::Tracepoint, &RETURN_0) {
+    let plain = match bpf_syscall::load(ProgramType::Tracepoint, &RETURN_0, TRIAL) {
         Ok(program) => program,
         Err(refused) => return vec![no_bpf_at_all(&refused)],
     };
@@ -222,7 +225,7 @@ fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
         ));
     }
     let mut try_one = |kind, program: &[Instruction], what: &str| {
-        if let Err(refused) = bpf_syscall::load(kind, program) {
+        if let Err(refused) = bpf_syscall::load(kind, program, TRIAL) {
             missing.push(Missing::new(
                 what,
                 format!("the kernel refuses it: {}", refused.error),
@@ -253,7 +256,7 @@ fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
 pub fn long_jumps() -> bool {
     let [zero, exit] = RETURN_0;
     let program = [zero, instruction(0x06, 0, 0, 0, 0), exit];
-    bpf_syscall::load(ProgramType::Tracepoint, &program).is_ok()
+    bpf_syscall::load(ProgramType::Tracepoint, &program, TRIAL).is_ok()
 }
 
 fn no_bpf_at_all(refused: &Refused) -> Missing {

@@ -16,9 +16,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::EbpfLoader;
 use aya::maps::{HashMap, Map, MapData, MapError, RingBuf};
-use aya::programs::ProgramError;
 use lkst_probes::asm::{self, MapRef};
 use lkst_probes::image::{self, Image, MapImage, MapKind, PackImage, ProgramImage};
 use lkst_probes::layout::{PAGE_BYTES, control, counter, state};
@@ -277,9 +275,7 @@ impl Loaded {
                 // The verifier of another kernel may refuse a plain load that BTF lets us expect: then this event's
                 // program reads by probe reads alone.
                 Err(LoadError::Program { attach, error })
-                    if attach.typed
-                        && matches!(*error, ProgramError::LoadError { .. })
-                        && self.probe_reads.insert(attach.name.clone()) =>
+                    if attach.typed && error.is_verdict() && self.probe_reads.insert(attach.name.clone()) =>
                 {
                     tracing::debug!(event = attach.name, %error, "plain loads refused, using probe reads");
                 }
@@ -334,10 +330,8 @@ impl Loaded {
             maps,
         };
         self.stage_rings(&image, &mut staged, env)?;
-        let mut loader = EbpfLoader::new();
-        loader.btf(None);
         for program in &mut image.programs {
-            self.stage_program(program, &mut staged, &mut loader, env)?;
+            self.stage_program(program, &mut staged, env)?;
             // The kernel has it now.
             program.forget_text();
         }
@@ -349,7 +343,7 @@ impl Loaded {
         {
             let code =
                 lower::idle().map_err(|error| LoadError::Build(image::BuildError { pack: 0, error }))?;
-            let idle = load_code(&mut loader, &program.attach, &code, |_| None, env.btf)?;
+            let idle = load_code(&program.attach, &code, |_| None, env.btf)?;
             staged.idle.insert(*number, idle);
         }
         staged.image = image;
@@ -394,7 +388,6 @@ impl Loaded {
         &self,
         program: &ProgramImage,
         staged: &mut Staged,
-        loader: &mut EbpfLoader<'_>,
         env: &Environment<'_>,
     ) -> Result<(), LoadError> {
         let number = program.number;
@@ -404,13 +397,13 @@ impl Loaded {
             return Ok(());
         }
         let attach = &program.attach;
-        let main = self.load_parts(program, digest, staged, loader, env)?;
+        let main = self.load_parts(program, digest, staged, env)?;
         if known.is_some() {
             staged.changed.insert(number, main);
             return Ok(());
         }
         let fd = |map: MapRef| self.map_fd(staged, map);
-        let dispatcher = load_code(loader, attach, &program.dispatcher, fd, env.btf)?;
+        let dispatcher = load_code(attach, &program.dispatcher, fd, env.btf)?;
         let slots = MapRef::Slots(number);
         let data = staged.maps.remove(&slots);
         let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
@@ -439,7 +432,6 @@ impl Loaded {
         program: &ProgramImage,
         digest: [u64; 2],
         staged: &Staged,
-        loader: &mut EbpfLoader<'_>,
         env: &Environment<'_>,
     ) -> Result<NewProgram, LoadError> {
         let map = MapRef::Parts(program.number);
@@ -460,7 +452,7 @@ impl Loaded {
                 true => array.as_ref().map(|array| array.as_raw_fd()),
                 false => self.map_fd(staged, named),
             };
-            loaded.push(load_code(loader, &program.attach, code, fd, env.btf)?);
+            loaded.push(load_code(&program.attach, code, fd, env.btf)?);
         }
         let mut loaded = loaded.into_iter();
         let first = loaded.next().ok_or_else(|| LoadError::Object {

@@ -3,17 +3,16 @@
 //! `generation.rs` puts them together.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use aya::maps::{MapData, MapError};
-use aya::programs::{Program, ProgramError};
-use aya::{Btf, EbpfError, EbpfLoader};
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::features::Features;
 use lkst_probes::image::{Attach, BuildError, MapImage, MapKind};
-use lkst_probes::object::object;
 
+use super::bpf_syscall::{self, Instruction, ProgramType, Refused};
+use super::btf::{Btf, Kind};
 use super::pins::Pins;
 use super::tracefs::Tracefs;
 
@@ -58,9 +57,9 @@ pub enum LoadError {
         /// Of which event.
         attach: Box<Attach>,
         /// Why; the verifier's words.
-        error: Box<ProgramError>,
+        error: Box<Refused>,
     },
-    /// The object was not understood.
+    /// The program could not be put together.
     #[error("cannot load the program for `{event}`: {error}")]
     Object {
         /// Of which event.
@@ -106,37 +105,31 @@ fn shares(packs: &[(String, u64)]) -> String {
 }
 
 /// What the kernel said, without the thousands of lines that led to it.
-fn refusal(error: &ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return error.to_string();
-    };
-    if io_error.raw_os_error() == Some(libc::E2BIG) {
+fn refusal(refused: &Refused) -> String {
+    if refused.error.raw_os_error() == Some(libc::E2BIG) {
         return "it is too complex for the verifier: let fewer rules, sets or packs name this event, or a glob that \
                 matches fewer system calls"
             .to_owned();
     }
-    let log = verifier_log.to_string();
-    let tail: Vec<&str> = log
+    let tail: Vec<&str> = refused
+        .log
         .lines()
         .filter(|line| !line.trim().is_empty())
         .rev()
         .take(4)
         .collect();
-    format!(
-        "{io_error}\n{}",
-        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-    )
+    let tail: Vec<&str> = tail.into_iter().rev().collect();
+    match tail.is_empty() {
+        true => refused.error.to_string(),
+        false => format!("{}\n{}", refused.error, tail.join("\n")),
+    }
 }
 
 /// What is needed beside the plans.
 pub struct Environment<'e> {
     /// What the kernel can do.
     pub features: Features,
-    /// The kernel's types, as aya needs them to load typed programs; `None` where there are none.
+    /// The kernel's types, in which typed programs are told where they belong; `None` where there are none.
     pub btf: Option<&'e Btf>,
     /// Where the tracepoints' numbers are.
     pub tracefs: &'e Tracefs,
@@ -172,47 +165,38 @@ pub(super) fn make_map(image: &MapImage) -> Result<MapData, LoadError> {
 }
 
 /// Loads one program, which is in no use yet.
+///
+/// Not by aya: to find the number of one type it reads all types of the kernel into objects of its own, which takes
+/// 40 MB and 30 ms at each change of rules, while [`Btf`] has an index.
 pub(super) fn load_code(
-    loader: &mut EbpfLoader<'_>,
     attach: &Attach,
     code: &Code,
     fd: impl Fn(MapRef) -> Option<i32>,
     btf: Option<&Btf>,
 ) -> Result<OwnedFd, LoadError> {
-    let event = event_name(attach);
-    let object_error = |error: String| LoadError::Object {
-        event: event.clone(),
-        error,
+    let object_error = |error: &str| LoadError::Object {
+        event: event_name(attach),
+        error: error.to_owned(),
     };
     let bytes = code
         .bytes(fd)
-        .map_err(|map| object_error(format!("no map `{map}`")))?;
-    let symbol = attach.symbol();
-    let elf = object(&attach.section(), &symbol, &bytes).map_err(|e| object_error(e.to_string()))?;
-    let mut ebpf = loader
-        .load(&elf)
-        .map_err(|e: EbpfError| object_error(e.to_string()))?;
-    let program = ebpf
-        .program_mut(&symbol)
-        .ok_or_else(|| object_error("no program in it".to_owned()))?;
-    let loaded = match (program, btf) {
-        (Program::BtfTracePoint(typed), Some(btf)) => typed.load(&attach.name, btf).and_then(|()| {
-            typed
-                .fd()?
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(ProgramError::IOError)
-        }),
-        (Program::TracePoint(classic), _) => classic.load().and_then(|()| {
-            classic
-                .fd()?
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(ProgramError::IOError)
-        }),
-        _ => Err(ProgramError::UnexpectedProgramType),
+        .map_err(|map| object_error(&format!("no map `{map}`")))?;
+    let instructions: Vec<Instruction> = bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|bytes| Instruction::from_ne_bytes(*bytes))
+        .collect();
+    let kind = match attach.typed {
+        false => ProgramType::Tracepoint,
+        true => {
+            let name = format!("btf_trace_{}", attach.name);
+            let ty = btf.and_then(|btf| btf.find(Kind::Typedef, &name));
+            let ty = ty.ok_or_else(|| object_error("the kernel's types do not have its arguments"))?;
+            ProgramType::RawTracepointBtf(ty.id)
+        }
     };
-    loaded.map_err(|error| LoadError::Program {
+    bpf_syscall::load(kind, &instructions, &attach.symbol()).map_err(|error| LoadError::Program {
         attach: Box::new(attach.clone()),
         error: Box::new(error),
     })

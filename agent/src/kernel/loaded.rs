@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::{HashMap, MapData, MapError, RingBuf};
-use aya::{Btf, EbpfLoader};
 use lkst_probes::arena::Spot;
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::image::{Attach, Image};
 use lkst_probes::layout::{control, cost, counter, state};
 use lkst_probes::numbers::Numbers;
 
+use super::btf::Btf;
 use super::link::{Grace, attach_typed};
 use super::load::{LoadError, event_name, load_code};
 use super::memory::Mapping;
@@ -350,15 +350,13 @@ impl Loaded {
             .get(&MapRef::Traced)
             .map(|map| map.fd().as_fd().as_raw_fd());
         let Some(fd) = traced else { return Ok(()) };
-        let mut loader = EbpfLoader::new();
-        loader.btf(None);
         for (code, name) in codes.iter().zip(["sched_process_fork", "sched_process_exit"]) {
             let attach = Attach {
                 system: "sched".to_owned(),
                 name: name.to_owned(),
                 typed: true,
             };
-            let program = load_code(&mut loader, &attach, code, |_| Some(fd), Some(btf))?;
+            let program = load_code(&attach, code, |_| Some(fd), Some(btf))?;
             let link = attach_typed(program.as_fd()).map_err(|error| LoadError::Attach {
                 event: event_name(&attach),
                 error: error.to_string(),

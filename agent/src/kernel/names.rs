@@ -12,13 +12,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use aya::{Btf, EbpfLoader};
 use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::image::Attach;
 use lkst_probes::layout::name;
 use lkst_probes::lower::{NAMES_EVENTS, NamesPaths, TaskPaths, names};
 use lkst_rules::schema::{Path, PathStep, Recipe, Schema};
 
+use super::btf::Btf;
 use super::generation::map_name;
 use super::link::attach_typed;
 use super::load::{Environment, LoadError, load_code};
@@ -232,8 +232,6 @@ fn load_all(
     map: i32,
     direct: bool,
 ) -> Result<Vec<OwnedFd>, LoadError> {
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
     let codes: [Code; 3] = names(&env.features, paths, direct).map_err(|error| LoadError::Object {
         event: MapRef::Names.to_string(),
         error: error.to_string(),
@@ -246,7 +244,7 @@ fn load_all(
                 name: (*event).to_owned(),
                 typed: true,
             };
-            load_code(&mut loader, &attach, code, |_| Some(map), Some(btf))
+            load_code(&attach, code, |_| Some(map), Some(btf))
         })
         .collect()
 }
