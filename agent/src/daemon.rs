@@ -16,6 +16,7 @@ mod answers;
 mod disk;
 mod firings;
 mod rules;
+mod tick;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+use tokio::time::sleep_until;
 
 use crate::command::{Failed, no_events};
 use crate::config::{Config, Folders};
@@ -45,6 +46,7 @@ use crate::watch::{SETTLE, Watch};
 
 use disk::Disk;
 use firings::Log;
+use tick::Ticks;
 
 /// How often the kernel may wake us, at most.
 pub const WAKES_PER_S: u64 = 10;
@@ -165,14 +167,13 @@ impl Agent {
     /// Where the current folder is not known and the rules folder's path is relative to it.
     pub async fn run(mut self, mut signals: Signals, mut asked: mpsc::Receiver<Asked>) -> anyhow::Result<()> {
         let mut watch = Watch::new(&self.options.folders.rules, SETTLE)?;
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = Ticks::every(TICK).context("cannot make a timer")?;
         // What changed between the first look and the watch.
         self.look_at_rules(false);
         tell_manager(&[sd_notify::NotifyState::Ready]);
         loop {
             self.watch_trouble = watch.trouble().map(str::to_owned);
-            match self.next(&mut watch, &mut signals, &mut tick, &mut asked).await {
+            match self.next(&mut watch, &mut signals, &mut ticks, &mut asked).await {
                 Event::Rules => self.look_at_rules(false),
                 Event::Again => {
                     tell_manager(&[
@@ -201,7 +202,7 @@ impl Agent {
         &self,
         watch: &mut Watch,
         signals: &mut Signals,
-        tick: &mut Interval,
+        ticks: &mut Ticks,
         asked: &mut mpsc::Receiver<Asked>,
     ) -> Event {
         let fired = async {
@@ -219,7 +220,7 @@ impl Agent {
             event = signals.next() => event,
             _ = watch.changed() => Event::Rules,
             Some(asked) = asked.recv() => Event::Asked(asked),
-            _ = tick.tick() => Event::Tick,
+            () = ticks.next() => Event::Tick,
             () = fired => Event::Fired,
         }
     }
