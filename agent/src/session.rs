@@ -233,6 +233,9 @@ impl PackState {
     }
 }
 
+/// A rule, by its place in its plan.
+type RuleOf = (Arc<Plan>, usize);
+
 /// How long a buffer that could not be saved waits for the next try.
 const RETRY_NS: u64 = 1_000_000_000;
 
@@ -356,15 +359,7 @@ impl Session {
             if leaving.rings.is_empty() {
                 continue;
             }
-            let streams: Vec<RawStream> = match leaving.rings.look() {
-                Ok(look) => look.copies(false).collect(),
-                Err(error) => {
-                    self.trouble(SaveError::Rings(error).to_string());
-                    self.leaving.push(leaving);
-                    continue;
-                }
-            };
-            if self.is_saved(&streams) {
+            if self.is_saved(&leaving.rings) {
                 continue;
             }
             let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
@@ -375,7 +370,10 @@ impl Session {
                 ..Incident::default()
             };
             self.names.look(self.loaded.names());
-            match self.write_streams(&leaving.pack, streams.into_iter(), &folder, about) {
+            let look = leaving.rings.look().map_err(SaveError::Rings);
+            let written =
+                look.and_then(|look| self.write_streams(&leaving.pack, look.copies(false), &folder, about));
+            match written {
                 Ok(_) => {
                     let pack = self
                         .packs
@@ -399,10 +397,8 @@ impl Session {
     }
 
     /// Whether an agent before us has saved all of this.
-    fn is_saved(&self, streams: &[RawStream]) -> bool {
-        let mut with_records = streams.iter().filter(|stream| stream.pos > stream.floor);
-        !self.saved_before.is_empty()
-            && with_records.all(|stream| self.saved_before.contains(&(stream.instance_id, stream.pos)))
+    fn is_saved(&self, rings: &Rings) -> bool {
+        !self.saved_before.is_empty() && rings.unsaved().all(|ring| self.saved_before.contains(&ring))
     }
 
     fn trouble(&mut self, text: String) {
@@ -549,11 +545,8 @@ impl Session {
             // A firing sends its notice before it switches: those that filled these buffers are all here now.
             self.drain(tell)?;
             for buffer in kept {
-                let streams: Vec<RawStream> = match self.saved_before.is_empty() {
-                    true => Vec::new(),
-                    false => self.streams(pack, buffer),
-                };
-                let is_saved = !streams.is_empty() && self.is_saved(&streams);
+                let rings = self.loaded.rings_of(pack, buffer);
+                let is_saved = rings.is_some_and(|rings| self.is_saved(rings));
                 if !is_saved && !self.save_buffer(pack, buffer, false) {
                     continue;
                 }
@@ -657,8 +650,8 @@ impl Session {
     /// Opens the incident of a kept buffer of whose firing an agent before us was told: the reason lies in the buffer,
     /// as the last firing in it that switches.
     fn open_found(&mut self, number: usize, buffer: usize) {
-        let streams = self.streams(number, buffer);
-        let Some(pack) = self.packs.get_mut(number) else {
+        let look = self.loaded.rings_of(number, buffer).map(Rings::look);
+        let (Some(Ok(look)), Some(pack)) = (look, self.packs.get_mut(number)) else {
             return;
         };
         let switches = |id: u16| {
@@ -667,17 +660,20 @@ impl Session {
             let is_switch = |action: &Action| matches!(action, Action::Switch { .. });
             actions.iter().any(is_switch).then(|| (plan.clone(), *rule))
         };
-        let found = streams.iter().flat_map(|stream| {
-            let records = raw::records(stream, &pack.classes).records.into_iter();
-            let switches = &switches;
-            records.filter_map(move |record| Some((switches(record.id)?, record, stream)))
-        });
-        let Some(((plan, rule_number), found, stream)) = found.max_by_key(|(_, record, _)| record.time)
-        else {
+        let mut last: Option<(u64, u16, RuleOf, Vec<u8>)> = None;
+        // One ring at a time: there may be many, and large ones.
+        for stream in look.copies(false) {
+            for found in raw::records(&stream, &pack.classes).records {
+                let is_later = last.as_ref().is_none_or(|(time_ns, ..)| *time_ns < found.time);
+                if let Some(rule) = switches(found.id).filter(|_| is_later) {
+                    let record = stream.pages.get(found.bytes).unwrap_or_default().to_vec();
+                    last = Some((found.time, found.id, rule, record));
+                }
+            }
+        }
+        let Some((time_ns, id, (plan, rule_number), record)) = last else {
             return;
         };
-        let (id, time_ns) = (found.id, found.time);
-        let record = stream.pages.get(found.bytes).unwrap_or_default().to_vec();
         if let (Some(rule), Some(class)) = (plan.rules.get(rule_number), pack.classes.get(id)) {
             let values = message::values(&plan, rule_number, class, &record);
             pack.pending = Some(of_firing(rule, time_ns, message::text(rule, &values), values));
@@ -743,15 +739,6 @@ impl Session {
             pack.last_saved = Some(folder.to_owned());
         }
         Ok(kept)
-    }
-
-    /// Copies of a buffer's rings, to which nothing writes any more.
-    fn streams(&self, number: usize, buffer: usize) -> Vec<RawStream> {
-        let look = self.loaded.rings_of(number, buffer).map(Rings::look);
-        match look {
-            Some(Ok(look)) => look.copies(false).collect(),
-            _ => Vec::new(),
-        }
     }
 
     fn write_streams(

@@ -162,6 +162,15 @@ impl Rings {
         self.heads = Heads::Frozen((0..words).map(|word| self.heads.word(8 * word)).collect());
     }
 
+    /// Which allocations have something that was not given up yet, and where each stands.
+    pub fn unsaved(&self) -> impl Iterator<Item = (u64, u64)> {
+        let standing = |(cpu, instance): (usize, &Instance)| {
+            let pos = self.head(cpu, head::POS);
+            (pos > self.head(cpu, head::FLOOR)).then_some((instance.id, pos))
+        };
+        self.instances.iter().enumerate().filter_map(standing)
+    }
+
     /// Bytes reserved in a CPU's ring since it was made.
     #[must_use]
     pub fn position(&self, cpu: usize) -> u64 {
