@@ -161,6 +161,8 @@ pub struct Guard {
     file: PathBuf,
     memory: Memory,
     trouble: Option<String>,
+    /// The file lacks what is remembered, since it could not be written.
+    unwritten: bool,
 }
 
 impl Guard {
@@ -191,12 +193,21 @@ impl Guard {
             file,
             memory,
             trouble: None,
+            unwritten: false,
         };
+        let mut unwritten = false;
         // What is not yet worth a file gets none: a machine without rules has nothing to remember.
         if guard.memory != before && before != Memory::default() {
-            trouble = guard.save().err().map(|e| guard.cannot_save(&e)).or(trouble);
+            let failed = guard.save().err().map(|e| guard.cannot_save(&e));
+            unwritten = failed.is_some();
+            trouble = failed.or(trouble);
         }
-        (Guard { trouble, ..guard }, verdict)
+        let guard = Guard {
+            trouble,
+            unwritten,
+            ..guard
+        };
+        (guard, verdict)
     }
 
     /// What was wrong with the file, for people.
@@ -229,12 +240,13 @@ impl Guard {
         self.memory.settles_at_s()
     }
 
-    /// Takes note that the machine survived the last load, if it has; `now_s` is the boot clock.
+    /// Takes note that the machine survived the last load, if it has, and of what could not be written before; `now_s`
+    /// is the boot clock.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn settle(&mut self, now_s: u64) -> io::Result<()> {
-        match self.memory.settle(now_s) {
+        match self.memory.settle(now_s) || self.unwritten {
             true => self.write(),
             false => Ok(()),
         }
@@ -265,6 +277,7 @@ impl Guard {
 
     fn write(&mut self) -> io::Result<()> {
         let saved = self.save();
+        self.unwritten = saved.is_err();
         self.trouble = saved.as_ref().err().map(|error| self.cannot_save(error));
         saved
     }

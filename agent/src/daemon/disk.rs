@@ -8,6 +8,8 @@ use crate::store::{Limits, Store, StoreError};
 
 /// How often to look where nothing was saved: for what grows old, and for a folder that is back.
 const LOOK_EVERY_S: u64 = 60;
+/// And where something was wrong with it.
+const LOOK_AGAIN_S: u64 = 5;
 
 /// The state folder, where there is one.
 #[derive(Debug)]
@@ -40,9 +42,13 @@ impl Disk {
 
     /// Keeps within the limits, where something was saved or a minute has passed.
     pub(super) fn keep(&mut self, path: &Path, saved: bool, in_use: &[PathBuf]) {
+        let every_s = match self.troubles.is_empty() {
+            true => LOOK_EVERY_S,
+            false => LOOK_AGAIN_S,
+        };
         let is_due = self
             .looked
-            .is_none_or(|looked| looked.elapsed().as_secs() >= LOOK_EVERY_S);
+            .is_none_or(|looked| looked.elapsed().as_secs() >= every_s);
         if !saved && !is_due {
             return;
         }
