@@ -103,9 +103,17 @@ impl Bed {
     /// # Errors
     /// It cannot be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
+        self.start_by(|mut command, log| command.stderr(log).spawn())
+    }
+
+    /// Starts the agent in a way of one's own: `spawn` has its command and its log.
+    ///
+    /// # Errors
+    /// From `spawn`.
+    pub fn start_by(&mut self, spawn: impl FnOnce(Command, File) -> io::Result<Child>) -> anyhow::Result<()> {
         self.logs += 1;
         let log = File::create(self.log_path())?;
-        self.child = Some(self.agent_command().stderr(log).spawn()?);
+        self.child = Some(spawn(self.agent_command(), log)?);
         Ok(())
     }
 

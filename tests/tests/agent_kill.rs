@@ -5,13 +5,12 @@
 //! `LKST_KILLS` says how often; 20 where it is not set.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
-use lkst_tests::numbered::{each_once, numbers};
+use lkst_tests::numbered::each_once;
 use lkst_tests::shared::words;
 use lkst_tests::worker::{Worker, cpus, rename};
 
@@ -132,20 +131,10 @@ fn every_number_is_in_one_trace_however_often_the_agent_is_killed() {
     bed.stop_tracing().unwrap();
     assert_eq!(bed.pins(), Vec::<String>::new());
 
-    let mut found = BTreeMap::new();
     let traces = bed.traces("kill");
-    let records: u64 = traces
-        .iter()
-        .map(|trace| numbers(trace, TAGS[0], &mut found))
-        .sum();
-    let made = each_once(
-        &format!("seed {seed}"),
-        &found,
-        cpus.iter()
-            .enumerate()
-            .map(|(place, cpu)| (*cpu as u32, shared[1 + place].load(Relaxed) as u32)),
-    );
-    assert_eq!(records, made);
+    let made = cpus.iter().enumerate();
+    let made = made.map(|(place, cpu)| (*cpu as u32, shared[1 + place].load(Relaxed) as u32));
+    let made = each_once(&traces, &made.collect()).unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
     println!(
         "kill: {} kills, {triggers} triggers, {reloads} reloads: {made} numbered events, each in one of {} traces",
         wanted(),

@@ -1,0 +1,129 @@
+//! A mount namespace of one's own, for what a test mounts: it ends with the test's thread, and everything in it.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// Runs something in a thread with a mount namespace of its own. What is mounted there is seen by nobody else, but by
+/// the processes that are started there.
+///
+/// # Errors
+/// There is no such namespace: that needs root.
+///
+/// # Panics
+/// Where `run` does.
+pub fn with_own_mounts<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
+    let inside = || -> io::Result<T> {
+        // SAFETY: it changes what the calling thread sees of mounts, and parts its folders from those of other threads.
+        done(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+        change(Path::new("/"), libc::MS_PRIVATE | libc::MS_REC)?;
+        Ok(run())
+    };
+    std::thread::scope(|scope| scope.spawn(inside).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn text(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+fn mount(source: &CStr, target: &Path, kind: &CStr, flags: libc::c_ulong, data: &CStr) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: texts that end in a NUL.
+    done(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            data.as_ptr().cast(),
+        )
+    })
+}
+
+fn change(target: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    mount(c"none", target, c"none", flags, c"")
+}
+
+/// Mounts a file system that needs no device, such as a `tmpfs`.
+///
+/// # Errors
+/// What the kernel says.
+pub fn mount_new(kind: &CStr, target: &Path, data: &str) -> io::Result<()> {
+    mount(kind, target, kind, 0, &CString::new(data)?)
+}
+
+/// Makes a mount read-only, or writable again.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_read_only(target: &Path, read_only: bool) -> io::Result<()> {
+    let flag = if read_only { libc::MS_RDONLY } else { 0 };
+    change(target, libc::MS_REMOUNT | flag)
+}
+
+/// Shows one file, or one folder with the mounts in it, in the place of another.
+///
+/// # Errors
+/// What the kernel says.
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    mount(&text(source)?, target, c"none", libc::MS_BIND | libc::MS_REC, c"")
+}
+
+/// `struct mount_attr` of include/uapi/linux/mount.h.
+#[repr(C)]
+struct Attributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+const RDONLY: u64 = 1;
+const AT_RECURSIVE: libc::c_uint = 0x8000;
+
+/// Makes a mount and all below it read-only, or one writable again, for who sees it here: the file system itself stays
+/// as it is.
+///
+/// # Errors
+/// What the kernel says.
+pub fn view_read_only(target: &Path, read_only: bool) -> io::Result<()> {
+    let attributes = Attributes {
+        set: if read_only { RDONLY } else { 0 },
+        clear: if read_only { 0 } else { RDONLY },
+        propagation: 0,
+        user_namespace: 0,
+    };
+    let flags = if read_only { AT_RECURSIVE } else { 0 };
+    let target = text(target)?;
+    // SAFETY: a text that ends in a NUL, and attributes of the size that is said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    done(result as libc::c_int)
+}
+
+/// Takes the topmost mount away, also where it is in use.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unmount(target: &Path) -> io::Result<()> {
+    let target = text(target)?;
+    // SAFETY: a text that ends in a NUL.
+    done(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) })
+}
