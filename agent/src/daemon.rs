@@ -184,7 +184,10 @@ impl Agent {
                     tell_manager(&[sd_notify::NotifyState::Ready]);
                 }
                 Event::Fired => self.fired(),
-                Event::Tick => self.tick(),
+                Event::Tick => {
+                    watch.look_for_mounts();
+                    self.tick();
+                }
                 Event::Asked(asked) => {
                     let answer = self.answer(asked.request);
                     // Whoever asked may have gone.

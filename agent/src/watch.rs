@@ -15,6 +15,7 @@ mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub struct Watch {
     /// Dropped with its thread when another takes its place.
     armed: Option<Armed>,
     trouble: Option<String>,
+    /// Which folder the path led to when it was watched, by device and inode.
+    watched: Option<(u64, u64)>,
     /// When to look, where nothing can be watched. Kept here, so that a wait that is broken off does not begin anew.
     look_at: Option<Instant>,
 }
@@ -130,6 +133,7 @@ impl Watch {
             arm,
             armed: None,
             trouble: None,
+            watched: None,
             look_at: None,
         };
         watch.rearm();
@@ -170,8 +174,19 @@ impl Watch {
         }
     }
 
+    /// Looks whether the path leads to another folder: what is mounted over one tells no watch. To be called now and
+    /// then; it costs one system call.
+    pub fn look_for_mounts(&mut self) {
+        let there = folder_id(&self.rules);
+        if there != self.watched {
+            self.watched = there;
+            self.shared.event();
+        }
+    }
+
     /// Makes all watches anew. The old ones go only then, so that there is always one.
     fn rearm(&mut self) {
+        self.watched = folder_id(&self.rules);
         let armed = (self.arm)(&self.rules, &self.shared);
         let every = self.look_every.as_secs();
         self.trouble = match &armed {
@@ -192,6 +207,11 @@ impl Watch {
             self.armed = Some(armed);
         }
     }
+}
+
+fn folder_id(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 fn reason(error: &notify::Error) -> String {

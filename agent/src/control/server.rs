@@ -1,7 +1,7 @@
 //! HTTP over the socket: requests in, answers out. docs/control.md has the protocol.
 //!
 //! INVARIANT: whoever may connect cannot hold the agent up: connections, their length in time and in bytes are limited,
-//! and each carries one request.
+//! and each carries one request. Nor can they keep root out, for whom there are connections of its own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -24,8 +24,10 @@ use super::{Asked, Done, Refusal, RefusalKind, Request};
 use crate::metrics;
 use crate::status::Status;
 
-/// Connections at once.
+/// Connections at once, of all but root.
 const CONNECTIONS: usize = 32;
+/// Connections of root at once, which nobody else can take.
+const CONNECTIONS_OF_ROOT: usize = 8;
 /// The most bytes of a request's body.
 const BODY_BYTES: usize = 64 << 10;
 /// How long a client has for its request.
@@ -56,6 +58,7 @@ pub enum Listener {
 /// Serves for as long as it is polled.
 pub async fn serve(listener: Listener, what: Serve, ask: mpsc::Sender<Asked>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    let slots_of_root = Arc::new(Semaphore::new(CONNECTIONS_OF_ROOT));
     loop {
         let accepted = match &listener {
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
@@ -71,6 +74,10 @@ pub async fn serve(listener: Listener, what: Serve, ask: mpsc::Sender<Asked>) {
             }
         };
         // Who comes while all are taken is sent away at once: its client says so.
+        let slots = match stream.is_root() {
+            true => &slots_of_root,
+            false => &slots,
+        };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             continue;
         };
@@ -91,6 +98,16 @@ pub async fn serve(listener: Listener, what: Serve, ask: mpsc::Sender<Asked>) {
 enum Stream {
     Unix(tokio::net::UnixStream),
     Tcp(tokio::net::TcpStream),
+}
+
+impl Stream {
+    /// Whether root has connected, as far as can be told.
+    fn is_root(&self) -> bool {
+        match self {
+            Stream::Unix(stream) => stream.peer_cred().is_ok_and(|peer| peer.uid() == 0),
+            Stream::Tcp(_) => false,
+        }
+    }
 }
 
 async fn connection(

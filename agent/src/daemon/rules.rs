@@ -8,7 +8,7 @@ use lkst_rules::diagnostic::{Diagnostics, render};
 use lkst_rules::plan::Plan;
 use lkst_rules::{Options, compile};
 
-use super::{Agent, unix_now_ns};
+use super::{Agent, tell_manager, unix_now_ns};
 use crate::command::run::generator_features;
 use crate::command::{build_diagnostic, no_events};
 use crate::compile::compile_text;
@@ -71,6 +71,40 @@ fn as_set(config: &Config, plan: Arc<Plan>) -> Arc<Plan> {
     Arc::new(plan)
 }
 
+/// How long rules may take to come into force: the kernel's verifier looks at what is too large for a minute or two.
+const UNHURRIED_US: u32 = 600_000_000;
+
+/// While it lives systemd does not take us for dead. Else it would end us in the middle of loading rules, and the next
+/// agent, which loads the same ones, too.
+struct Unhurried {
+    /// `WatchdogSec=` of the unit.
+    usual_us: Option<u32>,
+}
+
+impl Unhurried {
+    fn begin() -> Unhurried {
+        let usual = std::env::var("WATCHDOG_USEC").ok();
+        let usual_us = usual.and_then(|text| text.parse().ok());
+        if usual_us.is_some() {
+            tell_manager(&[sd_notify::NotifyState::WatchdogUsec(UNHURRIED_US)]);
+        }
+        // Before the agent is ready it is `TimeoutStartSec=` that counts.
+        tell_manager(&[sd_notify::NotifyState::ExtendTimeoutUsec(UNHURRIED_US)]);
+        Unhurried { usual_us }
+    }
+}
+
+impl Drop for Unhurried {
+    fn drop(&mut self) {
+        if let Some(usual_us) = self.usual_us {
+            tell_manager(&[
+                sd_notify::NotifyState::WatchdogUsec(usual_us),
+                sd_notify::NotifyState::Watchdog,
+            ]);
+        }
+    }
+}
+
 /// Gives memory that is not used any more back to the machine.
 pub(super) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -95,6 +129,7 @@ impl Agent {
     /// compiled, also those whose text is the same.
     pub(super) fn look_at_rules(&mut self, again: bool) {
         let begun = Instant::now();
+        let _unhurried = Unhurried::begin();
         let found = scan(&self.options.folders.rules, self.options.trust);
         let mut kernel: Option<Kernel> = None;
         let mut unread = None;
