@@ -98,12 +98,43 @@ pub(super) fn doomed(
     fates.filter_map(|(at, fate)| Some((at, fate?))).collect()
 }
 
-/// Whether it is older than it may be. A clock that was set back makes nothing old.
+/// Nothing was saved before 2020, in seconds since 1970: a clock that says so was not set yet.
+const FIRST_S: u64 = 1_577_836_800;
+
+/// Whether it is older than it may be. A clock that was set back makes nothing old; nor does one that was set only
+/// after the trace was saved, as on machines whose clock does not run without power.
 pub(super) fn is_too_old(saved_at: SystemTime, limits: &Limits, now: SystemTime) -> bool {
-    now.duration_since(saved_at).is_ok_and(|age| age > limits.age)
+    let first = SystemTime::UNIX_EPOCH + Duration::from_secs(FIRST_S);
+    saved_at >= first && now.duration_since(saved_at).is_ok_and(|age| age > limits.age)
 }
 
 /// True where one of these is the incident, or in it.
 pub(super) fn uses(in_use: &[PathBuf], incident: &Path) -> bool {
     in_use.iter().any(|path| path.starts_with(incident))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_before_the_clock_was_set_is_not_old() {
+        let limits = Limits {
+            all_bytes: 0,
+            pack_bytes: 0,
+            age: Duration::from_secs(60),
+        };
+        let at = |seconds: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let now = at(FIRST_S + 1_000_000);
+        for (saved_at, expected) in [
+            (at(0), false),
+            (at(FIRST_S - 1), false),
+            (at(FIRST_S), true),
+            (at(FIRST_S + 1_000_000 - 60), false),
+            (at(FIRST_S + 1_000_000 - 61), true),
+            (at(FIRST_S + 2_000_000), false),
+        ] {
+            assert_eq!(is_too_old(saved_at, &limits, now), expected, "{saved_at:?}");
+        }
+    }
 }
