@@ -28,7 +28,8 @@ pub fn ours() -> String {
 pub fn rules(ring_kib: usize) -> String {
     let ours = ours();
     format!(
-        "buffer main {{ size = {ring_kib}KiB }}
+        "budget 100%
+         buffer main {{ size = {ring_kib}KiB }}
          buffer away {{ size = {ring_kib}KiB }}
          set numbered {{ task:task_rename with newcomm like \"lktK-*\" and {ours} record newcomm }}
          start with numbered

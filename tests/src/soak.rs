@@ -74,7 +74,8 @@ fn load_rules(variant: usize) -> String {
     let column = ["", " record newcomm"][variant % 2];
     let seconds = 1 + variant / 2 % 2;
     format!(
-        "buffer incident {{ size = 1MiB }}
+        "budget 100%
+         buffer incident {{ size = 1MiB }}
          set always {{ sched:* timer:* irq:* task:task_newtask signal:* workqueue:* block:* }}
          set names {{ task:task_rename with newcomm like \"lktL-*\" and {ours}{column} }}
          start with always, names
@@ -92,7 +93,8 @@ fn count_rules(variant: usize) -> String {
     let columns = ["newcomm, pid", "newcomm, oldcomm"][variant % 2];
     let size = ["4MiB", "6MiB"][variant / 2 % 2];
     format!(
-        "buffer main {{ size = 4MiB }}
+        "budget 100%
+         buffer main {{ size = 4MiB }}
          buffer away {{ size = {size} }}
          set numbered_{variant} {{ task:task_rename with newcomm like \"lktK-*\" and {ours} record {columns} }}
          start with numbered_{variant}

@@ -22,7 +22,8 @@ fn rules(variant: usize) -> String {
     let columns = ["newcomm, pid", "newcomm, oldcomm"][variant % 2];
     let size = ["16MiB", "24MiB"][variant / 2 % 2];
     format!(
-        "buffer main {{ size = 16MiB }}
+        "budget 100%
+         buffer main {{ size = 16MiB }}
          buffer away {{ size = {size} }}
          set numbered_{variant} {{ task:task_rename with newcomm like \"lktK-*\" record {columns} }}
          start with numbered_{variant}

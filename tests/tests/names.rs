@@ -23,6 +23,7 @@ use lkst_tests::worker::{Worker, cpus, pin, rename};
 /// What no process number reaches: a hit with this number and more is one of ours.
 const FIRST: u32 = 0x4c00_0000;
 const RULES: &str = "
+    budget 100%
     set numbered { syscalls:sys_enter_getpgid with pid >= 0x4c000000 record pid }
     start with numbered
 ";
