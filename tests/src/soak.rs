@@ -340,15 +340,23 @@ impl Soak<'_> {
 
     /// The same agent through all of it.
     fn lived(&mut self) -> anyhow::Result<()> {
+        // What it takes once, and keeps, is no leak.
+        self.acts_for(self.plan.lives / 3)?;
         let first = self.rest()?;
+        self.acts_for(self.plan.lives * 2 / 3)?;
+        let last = self.rest()?;
+        self.watched.lived(&first, &last);
+        Ok(())
+    }
+
+    /// Things happen to it for so long.
+    fn acts_for(&mut self, time: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while begun.elapsed() < self.plan.lives {
+        while begun.elapsed() < time {
             self.act()?;
             let pause = Duration::from_micros(200_000 + self.random.below(400_000));
             self.watched.sample_for(pause, self.bed.pid());
         }
-        let last = self.rest()?;
-        self.watched.lived(&first, &last);
         Ok(())
     }
 
