@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
-use lkst_tests::numbered::each_once;
+use lkst_tests::numbered::{each_once, ours};
 use lkst_tests::shared::words;
 use lkst_tests::worker::{Worker, cpus, rename};
 
@@ -19,19 +19,20 @@ const TAGS: [u8; 2] = [b'K', b'T'];
 
 /// Rules of one variant: other columns, another set, and with `large` another ring for `away`.
 fn rules(variant: usize) -> String {
+    let ours = ours();
     let columns = ["newcomm, pid", "newcomm, oldcomm"][variant % 2];
     let size = ["16MiB", "24MiB"][variant / 2 % 2];
     format!(
         "budget 100%
          buffer main {{ size = 16MiB }}
          buffer away {{ size = {size} }}
-         set numbered_{variant} {{ task:task_rename with newcomm like \"lktK-*\" record {columns} }}
+         set numbered_{variant} {{ task:task_rename with newcomm like \"lktK-*\" and {ours} record {columns} }}
          start with numbered_{variant}
          rule leave {{
-           when task:task_rename with newcomm == \"lktT-00000000\" then switch buffer away notify \"left\" limit 1000 per 1s
+           when task:task_rename with newcomm == \"lktT-00000000\" and {ours} then switch buffer away notify \"left\" limit 1000 per 1s
          }}
          rule come_back {{
-           when task:task_rename with newcomm == \"lktT-00000001\" then switch buffer main notify \"back\" limit 1000 per 1s
+           when task:task_rename with newcomm == \"lktT-00000001\" and {ours} then switch buffer main notify \"back\" limit 1000 per 1s
          }}"
     )
 }
