@@ -36,6 +36,9 @@ pub mod page {
     pub const EVENTS_DISCARDED: usize = 72;
     /// `u32 cpu_id`
     pub const CPU_ID: usize = 80;
+    /// `u32`, in a packet that was drained from a stream: up to where in the ring it goes, in units of
+    /// [`super::record::ALIGN`] bytes, modulo 2^32. To CTF it is padding. 0 elsewhere.
+    pub const DRAINED_TO: usize = 84;
     /// Where the first record begins: the end of the head at a record's alignment.
     pub const HEADER_BYTES: usize = 88;
     /// The magic number of CTF 1.8.
@@ -70,12 +73,15 @@ pub mod head {
     pub const POS: usize = 0;
     /// `u64 busy`: `pos << 16 | length` of the outermost record being written, 0 where there is none.
     pub const BUSY: usize = 8;
-    /// `u64 lost`: records that found no room (only ever by nesting).
+    /// `u64 lost`: records that found no room: by nesting, and in a stream whose reader was too slow.
     pub const LOST: usize = 16;
-    /// `u64 floor`: the position below which everything was saved and given up.
+    /// `u64 floor`: the position below which everything was saved and given up. A stream never writes to a page at or
+    /// above the floor's a second time.
     pub const FLOOR: usize = 24;
     /// `u32 salt` of the ring's tags.
     pub const SALT: usize = 32;
+    /// `u64`: of a stream's `lost`, what its packets have told of. Programs do not look at it.
+    pub const TOLD: usize = 40;
     /// Bytes of a head.
     pub const BYTES: usize = 64;
 }
@@ -200,7 +206,8 @@ pub mod cost {
     pub const BYTES: u32 = 64;
 }
 
-/// What a firing tells the agent: a fixed head, then the firing's own record.
+/// What the kernel tells the agent: a fixed head; then, of a firing, its own record. A notice that is no longer than its
+/// head says that a stream of that pack and CPU has filled another quarter of its ring.
 pub mod notice {
     /// `u32 pack`
     pub const PACK: i16 = 0;

@@ -130,6 +130,7 @@ struct RuleKey {
 struct RingKey {
     buffer: String,
     pages: u32,
+    stream: bool,
 }
 
 /// Where a rule's words are.
@@ -160,6 +161,8 @@ pub struct Ring {
     pub map: u32,
     /// Pages a CPU.
     pub pages: u32,
+    /// It never overwrites what was not drained.
+    pub stream: bool,
 }
 
 /// A pack that was numbered.
@@ -453,7 +456,8 @@ impl Numbers {
             }
             let key = RingKey {
                 buffer: buffer.name.clone(),
-                pages: pages(buffer.size_bytes),
+                pages: pages(buffer.size_bytes, buffer.stream),
+                stream: buffer.stream,
             };
             let given = match pack.rings.get_mut(&key) {
                 Some(given) => given,
@@ -462,6 +466,7 @@ impl Numbers {
                         heads: give(Words::Heads, heads, self.head_bytes)?,
                         map: self.next_pages,
                         pages: key.pages,
+                        stream: key.stream,
                     };
                     self.next_pages += 1;
                     pack.rings.entry(key).or_insert(Given {
@@ -603,11 +608,11 @@ fn given<T: Copy>(
     Ok(what)
 }
 
-/// Pages a CPU of a buffer.
-fn pages(size_bytes: u64) -> u32 {
+/// Pages a CPU of a buffer. Of a stream there are at least four: its quarters wake the reader.
+fn pages(size_bytes: u64, stream: bool) -> u32 {
     u32::try_from(size_bytes.div_ceil(PAGE_BYTES as u64))
         .unwrap_or(u32::MAX)
-        .max(2)
+        .max(if stream { 4 } else { 2 })
 }
 
 /// The plan with sets, buffers and rules at the places of their numbers. Between them lie ones without a name, which
@@ -644,6 +649,7 @@ fn renumbered(plan: &Plan, pack: &PackNumbers, sets: &[usize], buffers: &[usize]
         new.buffers.push(buffer.unwrap_or_else(|| Buffer {
             name: String::new(),
             size_bytes: 0,
+            stream: false,
             span: Span::default(),
         }));
     }

@@ -51,6 +51,8 @@ pub struct Buffer {
     pub name: String,
     /// Bytes per CPU as written, at least two pages of 4,096.
     pub size_bytes: u64,
+    /// It never overwrites itself, but is written to disk all the time.
+    pub stream: bool,
     /// Where it was written; the default for a `main` that nobody declared.
     pub span: Span,
 }

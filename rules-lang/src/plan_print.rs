@@ -19,7 +19,8 @@ impl Display for Plan {
             writeln!(f, "budget {} %", crate::print::Percent(ppm.into()))?;
         }
         for buffer in &self.buffers {
-            writeln!(f, "buffer {} {}", buffer.name, size_text(buffer.size_bytes))?;
+            let mode = if buffer.stream { " stream" } else { "" };
+            writeln!(f, "buffer {} {}{mode}", buffer.name, size_text(buffer.size_bytes))?;
         }
         for set in &self.sets {
             writeln!(f, "{}", In(self, set))?;

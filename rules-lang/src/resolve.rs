@@ -342,16 +342,15 @@ impl<'a> Resolver<'a> {
         let mut buffers = vec![Buffer {
             name: "main".to_owned(),
             size_bytes: DEFAULT_BUFFER_BYTES,
+            stream: false,
             span: Span::default(),
         }];
         for item in &self.names.buffers {
             let size_bytes = self.buffer_size(item);
-            if let Some(stream) = item.streams.iter().find(|stream| stream.value) {
-                self.diagnostics.push(not_yet("mode = stream", stream.span));
-            }
             let buffer = Buffer {
                 name: item.name.value.clone(),
                 size_bytes,
+                stream: item.streams.first().is_some_and(|stream| stream.value),
                 span: item.span,
             };
             match buffers.first_mut() {

@@ -298,6 +298,24 @@ impl Emit<'_> {
     }
 }
 
+impl Emit<'_> {
+    /// Sends a notice without a record: a stream of this pack and CPU has filled another quarter. Where their ring is
+    /// full the reader is awake anyway. Needs `CPU`; all scratch registers are lost.
+    pub(super) fn wake_reader(&mut self, pack: u16) {
+        let at = slot::KEY;
+        self.asm
+            .store_imm(Size::B4, Reg::R10, at + notice::PACK, i32::from(pack));
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
+        self.asm.store(Size::B4, Reg::R10, at + notice::CPU, Reg::R1);
+        self.asm.map(Reg::R1, MapRef::Notices);
+        self.asm.mov(Reg::R2, Reg::R10);
+        self.asm.alu(Alu::Add, Reg::R2, i32::from(at));
+        self.asm.mov(Reg::R3, i32::from(notice::RECORD));
+        self.asm.mov(Reg::R4, 0);
+        self.asm.call(Helper::RingbufOutput);
+    }
+}
+
 fn rule_name<'s>(section: &'s Section<'_>, trigger: &Trigger) -> &'s str {
     section
         .pack

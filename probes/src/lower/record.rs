@@ -7,6 +7,16 @@
 //! Therefore: a place is taken by compare-and-exchange of `pos`; its word says *reserved* before anything else is
 //! written, and *committed* last; `busy` says where the outermost writer is, so that a nested one never laps into its
 //! page. The order of these stores is the protocol: do not change it without the stress test of the test crate.
+//!
+//! **A stream** does not overwrite itself: the page that a record would be the first in must not hold, a lap ago, what
+//! lies at or above `floor`, which the reader raises behind what it has written. That is asked only on the way into a
+//! page, and whoever moves `pos` into one, a nested writer too, has come that way. `floor` only rises, so the answer
+//! stays true until the exchange, and for all that follow in the page. The reader takes nothing at or above
+//! `busy >> 16` where somebody is writing, nor at or above `pos` otherwise: below that all was committed, since nested
+//! writers end before the outermost one. So `floor` never passes a writer, and the page of an interrupted one is never
+//! entered anew: the check against `busy`, which other rings need, follows from this.
+//! On entering a quarter of the ring the reader is woken, after the exchange and before the record's word is stored.
+//! Interrupts that nest there find a writer at work, as anywhere else between the two.
 
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
 use lkst_rules::schema::{Place, Recipe};
@@ -185,7 +195,7 @@ impl Emit<'_> {
             .collect();
         for (place, (label, ring)) in rings.iter().enumerate() {
             self.asm.bind(*label);
-            self.reserve_in(*ring, max, length, lost);
+            self.reserve_in(pack, *ring, max, length, lost);
             if place + 1 < rings.len() {
                 self.asm.jump(fill);
             }
@@ -194,9 +204,8 @@ impl Emit<'_> {
 
     /// Takes a place. R0 old position, R1 the record's, R2 its offset in the page, R3 a scratch, R4 `outer`,
     /// R5 the head.
-    fn reserve_in(&mut self, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
-        let pages = ring.pages;
-        let [again, next_page, placed, nested, exchange, got] = std::array::from_fn(|_| self.asm.label());
+    fn reserve_in(&mut self, pack: &PackEnv<'_>, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
+        let [again, next_page, placed, no_room, entered, got] = std::array::from_fn(|_| self.asm.label());
         self.asm
             .map_value(Reg::R5, MapRef::Heads(ring.heads.map), ring.heads.at);
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
@@ -217,11 +226,57 @@ impl Emit<'_> {
         self.asm.alu(Alu::Add, Reg::R1, PAGE - 1);
         self.asm.alu(Alu::And, Reg::R1, -PAGE);
         self.asm.alu(Alu::Add, Reg::R1, HEADER);
+        if ring.stream {
+            self.unless_drained(ring, no_room);
+        }
         self.asm.mov(Reg::R2, HEADER);
+        if ring.stream {
+            self.claim(ring, length, [entered, again, no_room]);
+        }
         self.asm.bind(placed);
+        self.claim(ring, length, [got, again, no_room]);
+
+        self.asm.bind(no_room);
+        // Atomic: a nested writer may find no room between our load and our store.
+        self.asm.mov(Reg::R1, 1);
+        self.asm.atomic_add(Reg::R5, head::LOST as i16, Reg::R1);
+        self.asm.branch(Cond::Ne, Reg::R4, 0, lost);
+        self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
+        self.asm.jump(lost);
+
+        if ring.stream {
+            self.asm.bind(entered);
+            self.entered(pack, ring);
+        }
+        self.asm.bind(got);
+        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R4);
+        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
+        self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
+        self.asm.alu(Alu::Rsh, Reg::R3, 12);
+        self.word(length);
+        self.page(ring, lost);
+    }
+
+    /// To `no_room` where the page of R1 still holds, a lap ago, what was not drained. Uses R2 and R3.
+    fn unless_drained(&mut self, ring: Ring, no_room: Label) {
+        self.asm.mov(Reg::R3, Reg::R1);
+        self.asm.alu(Alu::Rsh, Reg::R3, 12);
+        self.asm.load(Size::B8, Reg::R2, Reg::R5, head::FLOOR as i16);
+        self.asm.alu(Alu::Rsh, Reg::R2, 12);
+        self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
+        self.asm
+            .branch(Cond::Ge, Reg::R3, ring.pages.cast_signed(), no_room);
+    }
+
+    /// Moves `pos` from R0 behind a record at R1, which lies at R2 in its page. Goes to `got`; to `again` where somebody
+    /// else moved it; or to `no_room`.
+    fn claim(&mut self, ring: Ring, length: Option<i32>, [got, again, no_room]: [Label; 3]) {
+        let [nested, exchange] = std::array::from_fn(|_| self.asm.label());
         self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
         self.asm.store(Size::B8, Reg::R10, slot::OFFSET, Reg::R2);
-        self.asm.branch(Cond::Ne, Reg::R4, 0, nested);
+        // In a stream the interrupted writer's page is not drained, so that nobody enters it anew: `unless_drained`.
+        self.asm
+            .branch(Cond::Ne, Reg::R4, 0, if ring.stream { exchange } else { nested });
         self.asm.mov(Reg::R3, Reg::R0);
         self.asm.alu(Alu::Lsh, Reg::R3, 16);
         match length {
@@ -232,24 +287,19 @@ impl Emit<'_> {
             }
         }
         self.asm.store(Size::B8, Reg::R5, head::BUSY as i16, Reg::R3);
-        self.asm.jump(exchange);
+        if !ring.stream {
+            self.asm.jump(exchange);
 
-        self.asm.bind(nested);
-        // Never into the interrupted writer's page.
-        self.asm.mov(Reg::R3, Reg::R1);
-        self.asm.alu(Alu::Rsh, Reg::R3, 12);
-        self.asm.mov(Reg::R2, Reg::R4);
-        self.asm.alu(Alu::Rsh, Reg::R2, 28);
-        self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
-        self.asm.branch(Cond::Lt, Reg::R3, pages.cast_signed(), exchange);
-        let no_room = self.asm.label();
-        self.asm.bind(no_room);
-        // Atomic: a nested writer may find no room between our load and our store.
-        self.asm.mov(Reg::R1, 1);
-        self.asm.atomic_add(Reg::R5, head::LOST as i16, Reg::R1);
-        self.asm.branch(Cond::Ne, Reg::R4, 0, lost);
-        self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
-        self.asm.jump(lost);
+            self.asm.bind(nested);
+            // Never into the interrupted writer's page.
+            self.asm.mov(Reg::R3, Reg::R1);
+            self.asm.alu(Alu::Rsh, Reg::R3, 12);
+            self.asm.mov(Reg::R2, Reg::R4);
+            self.asm.alu(Alu::Rsh, Reg::R2, 28);
+            self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
+            self.asm
+                .branch(Cond::Ge, Reg::R3, ring.pages.cast_signed(), no_room);
+        }
 
         self.asm.bind(exchange);
         match length {
@@ -267,14 +317,27 @@ impl Emit<'_> {
         self.asm.store(Size::B8, Reg::R10, slot::TRIES, Reg::R1);
         self.asm.branch(Cond::Ne, Reg::R1, 0, again);
         self.asm.jump(no_room);
+    }
 
-        self.asm.bind(got);
+    /// A stream has entered a page: the reader is told where that begins a quarter of the ring. R4 and R5 stay.
+    fn entered(&mut self, pack: &PackEnv<'_>, ring: Ring) {
+        let quarter = (ring.pages / 4).max(1);
+        let no_quarter = self.asm.label();
+        if quarter > 1 {
+            self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
+            self.asm.alu(Alu::Rsh, Reg::R3, 12);
+            match quarter.is_power_of_two() {
+                true => self.asm.alu(Alu::And, Reg::R3, quarter.cast_signed() - 1),
+                false => self.asm.alu(Alu::Mod, Reg::R3, quarter.cast_signed()),
+            }
+            self.asm.branch(Cond::Ne, Reg::R3, 0, no_quarter);
+        }
         self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R4);
         self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
-        self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
-        self.asm.alu(Alu::Rsh, Reg::R3, 12);
-        self.word(length);
-        self.page(ring, lost);
+        self.wake_reader(pack.index);
+        self.asm.load(Size::B8, Reg::R4, Reg::R10, slot::OUTER);
+        self.asm.load(Size::B8, Reg::R5, Reg::R10, slot::HEAD);
+        self.asm.bind(no_quarter);
     }
 
     /// The slot `WORD` = length and tag. R3 the page's sequence number, kept; R5 the head.
