@@ -81,6 +81,27 @@ impl Mapping {
         }
     }
 
+    /// Appends a copy of `bytes` from `at`, as fast as memory can be copied: for what nobody writes to any more.
+    ///
+    /// # Panics
+    /// Where they do not lie inside.
+    pub fn copy_quiet(&self, at: usize, bytes: usize, to: &mut Vec<u8>) {
+        assert!(
+            at <= self.bytes && bytes <= self.bytes - at,
+            "{bytes} bytes at {at} of {}",
+            self.bytes
+        );
+        to.reserve(bytes);
+        // SAFETY: inside the mapping, as just asserted, which lives as long as `self`; and inside what `to` has reserved,
+        // whose length then is that of what was written. Any byte is a byte, so what a program stored meanwhile, were
+        // the caller mistaken, could only be wrong bytes.
+        unsafe {
+            let from = self.memory.as_mut_ptr().add(at).cast_const();
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), bytes);
+            to.set_len(to.len() + bytes);
+        }
+    }
+
     /// Appends a copy of `bytes` from `at`, a word at a time: each word is one that some writer stored whole.
     ///
     /// # Panics

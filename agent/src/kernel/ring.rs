@@ -4,6 +4,7 @@
 //! whoever seals a trace. The programs write while we look; the order of our looks is what makes a copy sound.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -48,6 +49,46 @@ impl Pages {
 pub struct Look<'r> {
     rings: &'r Rings,
     pages: Mapping,
+}
+
+/// A stream's pages, mapped for as long as it is drained.
+#[derive(Debug)]
+pub struct Drain {
+    pages: Mapping,
+    pages_per_cpu: usize,
+}
+
+impl Drain {
+    /// Pages on each CPU.
+    #[must_use]
+    pub fn pages_per_cpu(&self) -> u64 {
+        self.pages_per_cpu as u64
+    }
+
+    /// Appends bytes of the page with this sequence number, which nobody writes to any more: see [`Complete`]. False,
+    /// and nothing, where another page is in its place.
+    pub fn copy(&self, cpu: usize, seq: u64, bytes: Range<usize>, to: &mut Vec<u8>) -> bool {
+        let place = (seq % self.pages_per_cpu.max(1) as u64) as usize;
+        let page = (cpu * self.pages_per_cpu + place) * PAGE_BYTES;
+        let is_it = self.pages.u64(page + page::SEQ).load(Ordering::Relaxed) == seq;
+        if is_it {
+            self.pages.copy_quiet(page + bytes.start, bytes.len(), to);
+        }
+        is_it
+    }
+}
+
+/// What of a CPU's ring cannot change any more, as long as the floor is not raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Complete {
+    /// The floor: what lies below was taken.
+    pub from: u64,
+    /// Below this all that was reserved is committed.
+    pub to: u64,
+    /// Records that found no room since the ring was made.
+    pub lost: u64,
+    /// What of these was told.
+    pub told: u64,
 }
 
 /// Where the heads are, each [`head::BYTES`] long.
@@ -192,6 +233,74 @@ impl Rings {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         (0..self.cpus()).all(|cpu| self.head(cpu, head::POS) <= self.head(cpu, head::FLOOR))
+    }
+
+    /// Maps a stream's pages, to be drained for as long as it lives.
+    ///
+    /// # Errors
+    /// They cannot be mapped.
+    pub fn drain(&self) -> io::Result<Drain> {
+        Ok(Drain {
+            pages: self.pages.mapped()?,
+            pages_per_cpu: self.pages_per_cpu,
+        })
+    }
+
+    /// What of a CPU's ring is complete, while programs may write.
+    #[must_use]
+    pub fn complete(&self, cpu: usize) -> Complete {
+        // First `pos`, then `busy`: whoever moved `pos` up to here has said so in `busy` before, and unsays it when all is
+        // committed. Those nested in it end before it does.
+        let pos = self.head(cpu, head::POS);
+        let to = match self.head(cpu, head::BUSY) {
+            0 => pos,
+            busy => pos.min(busy >> 16),
+        };
+        Complete {
+            from: self.head(cpu, head::FLOOR),
+            to,
+            lost: self.head(cpu, head::LOST),
+            told: self.head(cpu, head::TOLD),
+        }
+    }
+
+    /// The identity of a CPU's ring: instance and salt.
+    #[must_use]
+    pub fn identity(&self, cpu: usize) -> (u64, u32) {
+        self.instances
+            .get(cpu)
+            .map_or((0, 0), |instance| (instance.id, instance.salt))
+    }
+
+    /// What a stream has below `floor` was written, and what it lost up to `told` was told: programs may use its pages
+    /// again. Both only rise.
+    pub fn drained(&self, cpu: usize, floor: u64, told: u64) {
+        // Of rings that are frozen nothing is used again.
+        if let Heads::Shared(mapping, from) = &self.heads {
+            let at = from + cpu * head::BYTES;
+            mapping.u64(at + head::TOLD).fetch_max(told, Ordering::Relaxed);
+            // After everything that was read: programs overwrite it from here on.
+            mapping.u64(at + head::FLOOR).fetch_max(floor, Ordering::Release);
+        }
+    }
+
+    /// As [`Rings::drained`], for the ring of this instance, where it is one of these: an agent before us has written so
+    /// much.
+    pub fn drained_before(&mut self, instance: u64, floor: u64, told: u64) {
+        for cpu in 0..self.cpus() {
+            if self.identity(cpu).0 != instance {
+                continue;
+            }
+            let floor = floor.min(self.head(cpu, head::POS));
+            self.drained(cpu, floor, told);
+            if let Heads::Frozen(words) = &mut self.heads {
+                for (field, value) in [(head::FLOOR, floor), (head::TOLD, told)] {
+                    if let Some(word) = words.get_mut((cpu * head::BYTES + field) / 8) {
+                        *word = (*word).max(value);
+                    }
+                }
+            }
+        }
     }
 
     /// Gives up what was saved: a later copy begins where the ring stands now. Only while no program writes to it.

@@ -81,7 +81,9 @@ pub struct StreamSummary {
     pub records: u64,
     /// Records that were reserved and never committed, or that contradicted their layout.
     pub torn: u64,
-    /// Records that found no room in the ring.
+    /// Of a stream: records whose time was moved up to that of the one before, since that was on disk already.
+    pub late: u64,
+    /// Records that found no room in the ring; of a stream, since the piece before.
     pub lost: u64,
     /// Pages that newer ones had overwritten since the ring was made or last saved.
     pub overwritten_pages: u64,

@@ -96,6 +96,14 @@ pub enum SaveError {
     },
 }
 
+impl SaveError {
+    /// Whether what was being written is not there any more.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, SaveError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 impl From<Failed> for SaveError {
     fn from(Failed { path, error }: Failed) -> SaveError {
         match error.kind() {
@@ -251,6 +259,7 @@ impl Sealer<'_> {
             position: raw.pos,
             records: sorted.len() as u64,
             torn: extracted.torn,
+            late: 0,
             lost: raw.lost,
             overwritten_pages: extracted.overwritten_pages,
             missing_pages: extracted.missing_pages,
@@ -388,7 +397,7 @@ fn push_record(packet: &mut Vec<u8>, record: &[u8]) {
 
 /// A UUID for this trace of the session: readers take traces of one UUID for parts of one trace, and then one of
 /// two metadata for that of both. The same input gives the same UUID.
-fn trace_uuid(folder: &Path, info: &TraceInfo, incident: &Incident) -> [u8; 16] {
+pub(super) fn trace_uuid(folder: &Path, info: &TraceInfo, incident: &Incident) -> [u8; 16] {
     // FNV-1a, 128 bits: enough to tell apart what no enemy made.
     let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
     let mut add = |bytes: &[u8]| {

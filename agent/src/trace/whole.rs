@@ -80,6 +80,12 @@ impl Unfinished {
         &self.path
     }
 
+    /// Leaves it as it is, for [`rename_finished`]: its writer may take long, or never come to it.
+    pub(super) fn leave(mut self) {
+        self.path = PathBuf::new();
+        self.made.clear();
+    }
+
     /// Gives it its name. What is in it must be synced.
     pub(super) fn finish(mut self, folder: &Path) -> Result<(), Failed> {
         rename(&self.path, folder).map_err(Failed::at(folder))?;
@@ -105,6 +111,29 @@ impl Drop for Unfinished {
             // Not where somebody else has put something there meanwhile.
             let _ignored = fs::remove_dir(made);
         }
+    }
+}
+
+/// Gives a folder that was left unfinished its name. What is in it must be synced.
+pub(super) fn rename_finished(path: &Path, folder: &Path) -> Result<(), Failed> {
+    rename(path, folder).map_err(Failed::at(folder))?;
+    let parent = parent_of(folder);
+    sync_folder(parent)?;
+    // The two above may have been made for it.
+    sync_folder(parent_of(parent))?;
+    sync_folder(parent_of(parent_of(parent)))
+}
+
+/// What an unfinished folder will be called.
+pub(super) fn finished_name(path: &Path) -> OsString {
+    let name = path.file_name().unwrap_or_default();
+    let text = name.to_string_lossy();
+    let inner = text
+        .strip_prefix('.')
+        .and_then(|text| text.strip_suffix(UNFINISHED));
+    match inner.and_then(|text| text.rsplit_once('.')) {
+        Some((name, _pid)) => name.into(),
+        None => name.to_owned(),
     }
 }
 
