@@ -18,6 +18,7 @@ use lkst_rules::Options;
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 
+use crate::session::stream::Rotation;
 use crate::trust::Trust;
 
 pub use capture::{EventPattern, FieldPattern, NeverCapture};
@@ -53,6 +54,10 @@ pub struct Config {
     pub max_incidents_size_per_pack: Bytes,
     /// An incident that is older is deleted.
     pub max_incident_age: Age,
+    /// A piece of a stream buffer that has so many bytes is finished, and the next one begun.
+    pub stream_rotate_size: Bytes,
+    /// As is one that is so old.
+    pub stream_rotate_age: Age,
     /// The user who may own rules beside root: a name or a number.
     #[serde(deserialize_with = "values::account")]
     pub owner: String,
@@ -79,6 +84,8 @@ impl Default for Config {
             max_incidents_size: Bytes(4 << 30),
             max_incidents_size_per_pack: Bytes(1 << 30),
             max_incident_age: Age::from_hours(30 * 24),
+            stream_rotate_size: Bytes(256 << 20),
+            stream_rotate_age: Age::from_minutes(10),
             owner: "root".to_owned(),
             socket_group: None,
             metrics_address: None,
@@ -182,6 +189,15 @@ impl Config {
             state: or(flags.state, &self.state_dir),
             run: or(flags.run, &self.run_dir),
             pin: or(flags.pin, &self.pin_dir),
+        }
+    }
+
+    /// When pieces of streams are finished.
+    #[must_use]
+    pub fn rotation(&self) -> Rotation {
+        Rotation {
+            size_bytes: self.stream_rotate_size.0,
+            age: self.stream_rotate_age.0,
         }
     }
 

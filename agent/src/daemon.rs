@@ -7,8 +7,8 @@
 //! clock, signals ────→ ┘                 └─→ the end: what is in the kernel goes on
 //! ```
 //!
-//! INVARIANT: the loop is woken at most [`WAKES_PER_S`] times a second by the kernel, once a second by the clock, and
-//! by nothing else while nothing happens.
+//! INVARIANT: the loop is woken at most [`WAKES_PER_S`] times a second by firings, once a second by the clock, and
+//! by nothing else while nothing happens. Where there are stream buffers, a quarter of a ring that is full wakes it too.
 //! INVARIANT: what is wrong with rules, disk or clients ends nothing: it is said in `lkst status`, in the log and in
 //! the metrics, for as long as it is so.
 
@@ -39,6 +39,7 @@ use crate::kernel::features::{self, Features};
 use crate::kernel::pins::Pins;
 use crate::kernel::tracefs::Tracefs;
 use crate::reload::Packs;
+use crate::session::stream::finish_left;
 use crate::session::{Host, Session, boot_now_ns, boot_offset_ns};
 use crate::status::Reload;
 use crate::trust::Trust;
@@ -157,6 +158,7 @@ impl Agent {
             tracing::error!("{error:#}; it is taken down, and the rules are loaded anew");
             agent.take_down();
         }
+        agent.finish_left();
         agent.look_at_rules(true);
         Ok(agent)
     }
@@ -229,7 +231,8 @@ impl Agent {
     }
 
     fn fired(&mut self) {
-        self.quiet_until = Instant::now() + Duration::from_millis(1000 / WAKES_PER_S);
+        let gap = self.session.as_ref().and_then(Session::wake_gap);
+        self.quiet_until = Instant::now() + gap.unwrap_or(Duration::from_millis(1000 / WAKES_PER_S));
         let Some(session) = &mut self.session else { return };
         if let Err(error) = session.notices(&mut |firing| self.log.firing(firing)) {
             tracing::warn!(%error, "firings could not be told");
@@ -330,6 +333,11 @@ impl Agent {
 
     fn end(mut self) {
         self.fired();
+        if let Some(session) = &mut self.session {
+            // Nobody drains until the next agent: what is there is better on disk.
+            session.end_streams();
+        }
+        self.after_saving();
         if let Err(error) = self.guard.clean_stop(boot_clock_s()) {
             tracing::warn!(%error, "the guard's file could not be written");
         }
@@ -378,6 +386,7 @@ impl Agent {
         if !is_empty && let Err(error) = agent.adopt() {
             tracing::error!("{error:#}; what it recorded cannot be saved");
         }
+        agent.finish_left();
         agent.save_all_and_drop();
         if let Some(pins) = agent.pins.take() {
             pins.clear()
@@ -385,6 +394,15 @@ impl Agent {
         }
         agent.guard.clean_stop(boot_clock_s()).ok();
         Ok(!is_empty)
+    }
+
+    /// Finishes the pieces of streams that a killed agent left, where no session has done it.
+    fn finish_left(&mut self) {
+        if self.session.is_none() {
+            for trouble in finish_left(&self.options.folders.state, boot_offset_ns(), &mut |_| {}) {
+                self.log.trouble(trouble);
+            }
+        }
     }
 
     /// Where incidents go.

@@ -3,11 +3,11 @@
 //! The format: <https://prometheus.io/docs/instrumenting/exposition_formats/>. Every number is one of `lkst status`;
 //! docs/control.md lists them.
 //!
-//! INVARIANT: names of packs, sets and rules are the only labels, so their number is bounded by the language.
+//! INVARIANT: names of packs, sets, buffers, rules and events are the only labels, so their number is bounded by the language.
 
 use std::fmt::Write as _;
 
-use crate::status::{EventStatus, PackPhase, PackStatus, RuleStatus, Status};
+use crate::status::{BufferStatus, EventStatus, PackPhase, PackStatus, RuleStatus, Status};
 
 /// The format's media type.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -110,6 +110,8 @@ fn whole(text: &mut String, status: &Status) {
 
 /// A number of a pack.
 type OfPack = (&'static str, &'static str, &'static str, fn(&PackStatus) -> f64);
+/// A number of a stream buffer.
+type OfStream = (&'static str, &'static str, &'static str, fn(&BufferStatus) -> u64);
 /// A count of a rule.
 type OfRule = (&'static str, &'static str, fn(&RuleStatus) -> u64);
 /// A count of an event.
@@ -172,6 +174,27 @@ const PACKS: [OfPack; 9] = [
     ),
 ];
 
+const STREAMS: [OfStream; 3] = [
+    (
+        "counter",
+        "stream_written_bytes_total",
+        "What a stream buffer has written to disk.",
+        |buffer| buffer.written_bytes,
+    ),
+    (
+        "counter",
+        "stream_lost_total",
+        "Records of a stream buffer that found no room, since the disk or the agent were too slow.",
+        |buffer| buffer.lost,
+    ),
+    (
+        "gauge",
+        "stream_error",
+        "A stream buffer cannot be written now.",
+        |buffer| u64::from(buffer.error.is_some()),
+    ),
+];
+
 const RULES: [OfRule; 4] = [
     ("rule_fired_total", "Firings.", |rule| rule.fired),
     (
@@ -229,6 +252,14 @@ pub fn render(status: &Status) -> String {
     for pack in &status.packs {
         for set in &pack.sets {
             sets.sample(&[("pack", &pack.name), ("set", &set.name)], u8::from(set.enabled));
+        }
+    }
+    for (kind, name, help, value) in STREAMS {
+        let mut family = Family::new(&mut text, kind, name, help);
+        for pack in &status.packs {
+            for buffer in pack.buffers.iter().filter(|buffer| buffer.stream) {
+                family.sample(&[("pack", &pack.name), ("buffer", &buffer.name)], value(buffer));
+            }
         }
     }
     for (name, help, value) in RULES {

@@ -9,6 +9,7 @@ mod message;
 mod names;
 pub mod orders;
 mod status;
+pub mod stream;
 mod summary;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,6 @@ use crate::kernel::loaded::Loaded;
 use crate::kernel::ring::{Look, Rings};
 use crate::trace::decode::{Classes, EventClass, u16_at, u32_at, u64_at};
 use crate::trace::incident::{Counts, Incident, NamedValue};
-use crate::trace::metadata::TraceInfo;
 use crate::trace::raw::{self, RawStream};
 use crate::trace::seal::{self, SaveError};
 use costs::Meter;
@@ -127,6 +127,7 @@ pub struct Session {
     pub too_costly: Vec<TooCostly>,
     /// Buffers that the rules do not have any more and that could not be saved yet.
     leaving: Vec<Leaving>,
+    streams: stream::Streams,
     /// Rings that an agent before us has saved and perhaps not given up: instance and position.
     saved_before: BTreeSet<(u64, u64)>,
     /// What went wrong with saving; tracing goes on.
@@ -137,6 +138,15 @@ pub struct Session {
 struct Leaving {
     pack: PackImage,
     rings: Rings,
+}
+
+impl Leaving {
+    /// The number of its map of pages, where it is a stream.
+    fn stream(&self) -> Option<u32> {
+        let buffers = self.pack.plan.buffers.iter().zip(&self.pack.rings);
+        let mut its = buffers.filter(|(buffer, _)| buffer.stream && buffer.name == self.rings.buffer);
+        its.find_map(|(_, ring)| Some((*ring)?.map))
+    }
 }
 
 /// What a session knows of a pack beside the kernel.
@@ -256,6 +266,7 @@ impl Session {
             costs: Meter::default(),
             too_costly: Vec::new(),
             leaving: Vec::new(),
+            streams: stream::Streams::default(),
             saved_before: BTreeSet::new(),
             troubles: Vec::new(),
         }
@@ -266,13 +277,14 @@ impl Session {
     #[must_use]
     pub fn adopt(
         loaded: Loaded,
-        former: Former,
+        mut former: Former,
         saved: BTreeSet<(u64, u64)>,
         host: Host,
         output: PathBuf,
     ) -> Session {
         let mut session = Session::new(loaded, host, output);
         session.saved_before = saved;
+        session.adopt_pieces(&mut former);
         session.take_leaving(former);
         session
     }
@@ -308,7 +320,9 @@ impl Session {
     /// # Errors
     /// From `tell`.
     pub fn notices(&mut self, tell: Tell<'_>) -> io::Result<()> {
-        self.drain(tell)?;
+        let told = self.drain(tell);
+        self.drain_woken();
+        told?;
         self.save_kept(tell)
     }
 
@@ -356,6 +370,12 @@ impl Session {
     /// Writes the buffers of former generations, each into a folder of its own.
     fn save_leaving(&mut self) {
         for leaving in std::mem::take(&mut self.leaving) {
+            if let Some(map) = leaving.stream() {
+                if !self.save_leaving_stream(map, &leaving.pack, &leaving.rings) {
+                    self.leaving.push(leaving);
+                }
+                continue;
+            }
             if leaving.rings.is_empty() {
                 continue;
             }
@@ -417,6 +437,10 @@ impl Session {
 
     fn notice(&mut self, bytes: &[u8], tell: Tell<'_>) -> io::Result<()> {
         let number = u32_at(bytes, notice::PACK as usize).unwrap_or(u32::MAX);
+        if bytes.len() <= notice::RECORD as usize {
+            self.stream_woke(number, u32_at(bytes, notice::CPU as usize).unwrap_or(u32::MAX));
+            return Ok(());
+        }
         let record = bytes.get(notice::RECORD as usize..).unwrap_or_default();
         let id = u16_at(record, record::ID).unwrap_or(0);
         let time_ns = u64_at(record, record::TIME).unwrap_or(0);
@@ -476,7 +500,8 @@ impl Session {
     #[must_use]
     pub fn open_incidents(&self) -> Vec<PathBuf> {
         let open = self.packs.iter().filter_map(|pack| pack.incident.as_ref());
-        open.map(|incident| incident.folder.clone()).collect()
+        let open = open.map(|incident| incident.folder.as_path());
+        open.chain(self.open_pieces()).map(Path::to_owned).collect()
     }
 
     /// Traces that the packs in force have written.
@@ -514,7 +539,10 @@ impl Session {
         if !self.leaving.is_empty() {
             self.save_leaving();
         }
-        self.drain(tell)?;
+        let told = self.drain(tell);
+        self.drain_woken();
+        self.tick_streams(now_ns);
+        told?;
         self.save_kept(tell)?;
         for pack in 0..self.packs.len() {
             self.save_due(pack, now_ns);
@@ -546,7 +574,8 @@ impl Session {
             self.drain(tell)?;
             for buffer in kept {
                 let rings = self.loaded.rings_of(pack, buffer);
-                let is_saved = rings.is_some_and(|rings| self.is_saved(rings));
+                let is_saved =
+                    !self.is_stream(pack, buffer) && rings.is_some_and(|rings| self.is_saved(rings));
                 if !is_saved && !self.save_buffer(pack, buffer, false) {
                     continue;
                 }
@@ -595,6 +624,9 @@ impl Session {
 
     /// Saves one buffer into the pack's incident, or into one of its own. Returns whether it is on disk.
     fn save_buffer(&mut self, number: usize, buffer: usize, live: bool) -> bool {
+        if self.is_stream(number, buffer) {
+            return self.save_stream(number, buffer);
+        }
         self.names.look(self.loaded.names());
         let Some(pack) = self.packs.get_mut(number) else {
             return false;
@@ -748,17 +780,7 @@ impl Session {
         folder: &Path,
         about: Incident,
     ) -> Result<BTreeMap<String, u64>, SaveError> {
-        let info = TraceInfo {
-            uuid: self.host.uuid,
-            hostname: self.host.hostname.clone(),
-            kernel_release: self.host.kernel_release.clone(),
-            boot_id: self.host.boot_id.clone(),
-            lkst_version: env!("CARGO_PKG_VERSION").to_owned(),
-            pack: image.plan.pack.clone(),
-            boot_offset_ns: self.boot_offset_ns,
-            layouts: image.layouts.clone(),
-            env: Vec::new(),
-        };
+        let info = self.host.trace_info(image, self.boot_offset_ns);
         let about = Incident {
             saved_at_unix_ns: boot_now_ns().wrapping_add_signed(self.boot_offset_ns),
             generation: self.loaded.generation(),
@@ -810,13 +832,22 @@ impl Session {
         }
         // Whoever read what we say may have gone; that is no reason to lose what was recorded.
         let told = self.notices(tell).and_then(|()| self.tick(tell));
+        self.end_streams();
         let now = wall_clock(boot_now_ns(), self.boot_offset_ns);
         for number in 0..self.packs.len() {
             let Some(pack) = self.packs.get(number) else {
                 continue;
             };
             let folder = folder_of(&self.output, &pack.plan.pack, &now, "end");
-            let buffers: Vec<usize> = (0..pack.plan.buffers.len()).collect();
+            let is_left = |rings: &Rings| !rings.is_empty();
+            let is_there = |buffer: &usize| {
+                // Of a stream only what could not be drained.
+                !self.is_stream(number, *buffer) || self.loaded.rings_of(number, *buffer).is_some_and(is_left)
+            };
+            let buffers: Vec<usize> = (0..pack.plan.buffers.len()).filter(is_there).collect();
+            if buffers.is_empty() {
+                continue;
+            }
             let about = Incident {
                 reason: "end".to_owned(),
                 ..Incident::default()

@@ -130,6 +130,18 @@ pub struct BufferStatus {
     pub kept: bool,
     /// When recording returns from there to `main`; `None` where it does not, or is elsewhere.
     pub left_ns: Option<u64>,
+    /// It is written to disk all the time.
+    #[serde(default)]
+    pub stream: bool,
+    /// Of a stream: what it has written to disk since the agent started.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// Of a stream: records that found no room, since the disk or the agent were too slow, since it came into force.
+    #[serde(default)]
+    pub lost: u64,
+    /// Of a stream: why it cannot be written now, for people. What it records stays in memory while there is room.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// A rule.

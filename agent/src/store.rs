@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/PACK/TIME-RULE/            an incident, written by `trace/seal.rs`
 //! STATE/PACK/TIME-RULE/.….unfinished       a trace being written
+//! STATE/PACK/TIME-stream/                  a piece of a stream, by `trace/piece.rs`: an incident like any other
 //! STATE/PACK/.TIME-RULE.deleted            an incident being deleted
 //! STATE/guard.json                 and whatever else: not ours to delete
 //! ```
@@ -29,6 +30,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
+use crate::trace::piece::BEGUN_FILE;
 use crate::trace::whole::is_unfinished;
 use crate::trust::{Mistrust, Trust};
 pub use limits::{Limits, Over};
@@ -337,7 +339,9 @@ fn clean_incident(pack: &OwnedFd, name: &CStr) -> io::Result<()> {
     let parts = tree::names(&incident)?;
     let mut is_empty = true;
     for (part, is_folder) in parts {
-        if is_folder && is_unfinished(part.to_bytes()) {
+        let is_half = is_folder && is_unfinished(part.to_bytes());
+        // What a stream has drained is nowhere else: the session finishes it.
+        if is_half && !is_piece(&incident, &part) {
             tree::remove(incident.as_fd(), &part)?;
         } else {
             is_empty = false;
@@ -347,6 +351,13 @@ fn clean_incident(pack: &OwnedFd, name: &CStr) -> io::Result<()> {
         rustix::fs::unlinkat(pack, name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
+}
+
+/// Whether it is a piece of a stream that was left unfinished.
+fn is_piece(incident: &OwnedFd, part: &CStr) -> bool {
+    let begun =
+        tree::open(incident.as_fd(), part).and_then(|part| tree::stat(part.as_fd(), &c_string(BEGUN_FILE)?));
+    begun.is_ok()
 }
 
 impl Pack {

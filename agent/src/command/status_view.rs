@@ -104,6 +104,12 @@ fn show_pack(pack: &PackStatus, paint: &Paint, now_ns: u64, out: &mut dyn Write)
     if let Some(error) = &pack.incidents.error {
         block(out, &format!("  {}", paint.bad("not saved: ")), error)?;
     }
+    for buffer in &pack.buffers {
+        if let Some(error) = &buffer.error {
+            let word = format!("buffer {} is not written: ", visible(&buffer.name));
+            block(out, &format!("  {}", paint.bad(&word)), error)?;
+        }
+    }
     if let Some(warnings) = &pack.warnings {
         block(out, "  warned: ", warnings)?;
     }
@@ -132,7 +138,20 @@ fn show_pack(pack: &PackStatus, paint: &Paint, now_ns: u64, out: &mut dyn Write)
                 (false, true) => paint.bad(" kept, not saved yet"),
                 (false, false) => String::new(),
             };
-            format!("{} {}{state}", visible(&buffer.name), size(buffer.size_bytes))
+            let stream = match (buffer.stream, buffer.lost) {
+                (false, _) => String::new(),
+                (true, 0) => format!(" stream, {} written", size(buffer.written_bytes)),
+                (true, lost) => format!(
+                    " stream, {} written, {}",
+                    size(buffer.written_bytes),
+                    paint.bad(&format!("{} lost", crate::session::counted(lost, "record")))
+                ),
+            };
+            format!(
+                "{} {}{stream}{state}",
+                visible(&buffer.name),
+                size(buffer.size_bytes)
+            )
         })
         .collect();
     if !buffers.is_empty() {

@@ -28,6 +28,8 @@ max_memory = "1GiB"
 max_incidents_size = "10GiB"
 max_incidents_size_per_pack = "512MiB"
 max_incident_age = "48h"
+stream_rotate_size = "64MiB"
+stream_rotate_age = "90s"
 owner = "deploy"
 socket_group = 998
 metrics_address = "[::1]:9464"
@@ -49,6 +51,13 @@ on = true
     assert_eq!(config.max_memory, Bytes(1 << 30));
     assert_eq!(config.max_incidents_size_per_pack, Bytes(512 << 20));
     assert_eq!(config.max_incident_age, Age(Duration::from_secs(48 * 3600)));
+    assert_eq!(
+        config.rotation(),
+        Rotation {
+            size_bytes: 64 << 20,
+            age: Duration::from_secs(90)
+        }
+    );
     assert_eq!(config.owner, "deploy");
     assert_eq!(config.socket_group.as_deref(), Some("998"));
     let address: SocketAddr = "[::1]:9464".parse().unwrap();

@@ -26,6 +26,10 @@ pub struct Bytes(pub u64);
 pub struct Age(pub Duration);
 
 impl Age {
+    pub(super) const fn from_minutes(minutes: u64) -> Age {
+        Age(Duration::from_secs(minutes * 60))
+    }
+
     pub(super) const fn from_hours(hours: u64) -> Age {
         Age(Duration::from_secs(hours * 3600))
     }

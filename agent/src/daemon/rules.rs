@@ -296,6 +296,7 @@ impl Agent {
                 loaded.keep_names(&env, !plans.is_empty());
                 let programs = loaded.image.programs.len();
                 let mut session = Session::new(loaded, self.host.clone(), self.incidents());
+                session.rotate_streams(self.options.config.rotation());
                 session.start();
                 self.session = Some(session);
                 if let Err(error) = self.listen() {
@@ -404,13 +405,14 @@ impl Agent {
         self.costs = Some(adopted.costs);
         let saved = saved_rings(&self.incidents());
         let incidents = self.incidents();
-        let session = Session::adopt(
+        let mut session = Session::adopt(
             adopted.loaded,
             adopted.former,
             saved,
             self.host.clone(),
             incidents,
         );
+        session.rotate_streams(self.options.config.rotation());
         self.session = Some(session);
         if let Err(error) = self.listen() {
             tracing::error!("{error:#}: firings are told once a second");

@@ -179,6 +179,7 @@ impl Session {
             });
             let before = pack.saved_traces;
             let saved = self.save_buffer(number, current, true);
+            self.collect_finished(true);
             let Some(pack) = self.packs.get_mut(number) else {
                 continue;
             };

@@ -35,12 +35,17 @@ impl Session {
         };
         let buffer = |(buffer, plan): (usize, &lkst_rules::plan::Buffer)| {
             let current = state::current(word) == buffer;
+            let stream = self.stream_status(number, buffer);
             BufferStatus {
                 name: plan.name.clone(),
                 size_bytes: plan.size_bytes,
                 current,
                 kept: state::is_kept(word, buffer),
                 left_ns: left(self.loaded.switch_until(number)).filter(|_| current && buffer != 0),
+                stream: stream.is_some(),
+                written_bytes: stream.as_ref().map_or(0, |(written, ..)| *written),
+                lost: stream.as_ref().map_or(0, |(_, lost, _)| *lost),
+                error: stream.and_then(|(.., error)| error),
             }
         };
         let rule = |(rule, spots): (&lkst_rules::plan::Rule, &lkst_probes::numbers::RuleSpots)| {
