@@ -12,6 +12,7 @@ pub mod ring;
 pub mod sandbox;
 pub mod shared;
 pub mod soak;
+pub mod streamed;
 pub mod timers;
 pub mod view;
 pub mod worker;
