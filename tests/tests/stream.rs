@@ -180,8 +180,8 @@ fn variant(number: usize) -> String {
          buffer other {{ size = 2MiB mode = stream }}
          set numbered {{ task:task_rename with newcomm like \"lktS-*\" record {columns} }}
          start with numbered
-         rule away {{ when task:task_rename with newcomm like \"lktS-*00\" then switch buffer other limit 3 per 1s }}
-         rule back {{ when task:task_rename with newcomm like \"lktS-*80\" then switch buffer main limit 3 per 1s }}"
+         rule away {{ when task:task_rename with newcomm like \"lktS-*\" and newcomm like \"*00\" then switch buffer other limit 3 per 1s }}
+         rule back {{ when task:task_rename with newcomm like \"lktS-*\" and newcomm like \"*80\" then switch buffer main limit 3 per 1s }}"
     )
 }
 

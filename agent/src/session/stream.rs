@@ -522,7 +522,7 @@ impl Session {
         let mut left = Vec::new();
         let all = self.stream_buffers();
         let loaded = &mut self.loaded;
-        let troubles = finish_left(&self.output, self.boot_offset_ns, &mut |piece| {
+        let mut raise = |piece: Left| {
             let raise = |rings: &mut Rings| {
                 rings.drained_before(piece.instance_id, piece.position, piece.told);
             };
@@ -532,6 +532,17 @@ impl Session {
                 }
             }
             former.buffers.iter_mut().for_each(|(_, rings)| raise(rings));
+        };
+        // Finished, but the rings of rules that were gone have not learned of it.
+        for (instance_id, position) in &self.saved_before {
+            raise(Left {
+                instance_id: *instance_id,
+                position: *position,
+                told: 0,
+            });
+        }
+        let troubles = finish_left(&self.output, self.boot_offset_ns, &mut |piece| {
+            raise(piece);
             left.push(piece);
         });
         if !left.is_empty() {

@@ -26,7 +26,7 @@ use super::decode::{u32_at, u64_at};
 use super::incident::{Counts, FORMAT, Incident, StreamSummary};
 use super::metadata::{self, TraceInfo};
 use super::seal::{CTF_FOLDER, INCIDENT_FILE, PACKET_BYTES, SaveError, trace_uuid};
-use super::stream::{Bench, Identity, Packer, Progress, Shapes, Wanted};
+use super::stream::{Bench, CopyPage, Identity, Packer, Progress, Shapes, Wanted};
 use super::tsdl;
 use super::whole::{
     Failed, Unfinished, finished_name, is_unfinished, make_folder, rename_finished, sync_folder, write_file,
@@ -166,7 +166,7 @@ impl Piece {
         bench: &mut Bench,
         shapes: &Shapes,
         wanted: &Wanted,
-        copy: &mut dyn FnMut(u64, std::ops::Range<usize>, &mut Vec<u8>) -> bool,
+        copy: CopyPage<'_>,
         release: &mut dyn FnMut(&Progress),
     ) -> Result<(), SaveError> {
         let Some(packer) = self.packers.get_mut(cpu) else {

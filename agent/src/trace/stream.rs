@@ -154,6 +154,12 @@ pub struct Identity {
     pub cpu: u32,
 }
 
+/// Appends these bytes of the page with a sequence number; false where that page is not there.
+pub type CopyPage<'c> = &'c mut dyn FnMut(u64, Range<usize>, &mut Vec<u8>) -> bool;
+
+/// Puts bytes at a place of the file, and learns how far it is then.
+pub type WriteAt<'w, E> = &'w mut dyn FnMut(&[u8], u64, &Progress) -> Result<(), E>;
+
 /// What is to be taken.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
@@ -269,8 +275,7 @@ impl Packer {
         &self.counts
     }
 
-    /// Takes what is wanted. `copy` appends bytes of the page with a sequence number, and is false where the page is not
-    /// there; `write` puts bytes at a place of the file, and learns how far it is then.
+    /// Takes what is wanted.
     ///
     /// # Errors
     /// From `write`; what it took before stays taken.
@@ -279,8 +284,8 @@ impl Packer {
         bench: &mut Bench,
         shapes: &Shapes,
         wanted: &Wanted,
-        copy: &mut dyn FnMut(u64, Range<usize>, &mut Vec<u8>) -> bool,
-        write: &mut dyn FnMut(&[u8], u64, &Progress) -> Result<(), E>,
+        copy: CopyPage<'_>,
+        write: WriteAt<'_, E>,
     ) -> Result<(), E> {
         bench.out.clear();
         bench.marks.clear();
@@ -300,8 +305,8 @@ impl Packer {
         bench: &mut Bench,
         shapes: &Shapes,
         wanted: &Wanted,
-        copy: &mut dyn FnMut(u64, Range<usize>, &mut Vec<u8>) -> bool,
-        write: &mut dyn FnMut(&[u8], u64, &Progress) -> Result<(), E>,
+        copy: CopyPage<'_>,
+        write: WriteAt<'_, E>,
     ) -> Result<(), E> {
         while self.now.position < wanted.to {
             if bench.out.len() >= FLUSH_BYTES {
@@ -331,11 +336,7 @@ impl Packer {
     }
 
     /// Writes all packets but the last, into which a record of the next page may reach.
-    fn write_but_last<E>(
-        &mut self,
-        bench: &mut Bench,
-        write: &mut dyn FnMut(&[u8], u64, &Progress) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn write_but_last<E>(&mut self, bench: &mut Bench, write: WriteAt<'_, E>) -> Result<(), E> {
         let Some(last) = bench.marks.last().copied().filter(|last| last.start > 0) else {
             return Ok(());
         };
@@ -360,13 +361,7 @@ impl Packer {
     }
 
     /// Takes a page, or what there is of it. False where nothing more can be taken now.
-    fn page(
-        &mut self,
-        bench: &mut Bench,
-        shapes: &Shapes,
-        wanted: &Wanted,
-        copy: &mut dyn FnMut(u64, Range<usize>, &mut Vec<u8>) -> bool,
-    ) -> bool {
+    fn page(&mut self, bench: &mut Bench, shapes: &Shapes, wanted: &Wanted, copy: CopyPage<'_>) -> bool {
         let at = self.now.position;
         let seq = at / PAGE;
         let (page_at, next_page) = (seq * PAGE, (seq + 1) * PAGE);
