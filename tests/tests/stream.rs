@@ -18,15 +18,17 @@ use lkst_tests::agents::Bed;
 use lkst_tests::babeltrace::{assert_same_as_show, show_json};
 use lkst_tests::lab::Lab;
 use lkst_tests::streamed::{Found, Numbered};
+use lkst_tests::worker::{Worker, cpus, rename};
 
 const TAG: u8 = b'S';
 
-/// Names with the tag, into a `main` of that size and mode.
-fn rules(main: &str) -> String {
+/// The names of these, into a `main` of that size and mode.
+fn rules(main: &str, numbered: &Numbered) -> String {
     format!(
         "buffer main {{ {main} }}
-         set numbered {{ task:task_rename with newcomm like \"lktS-*\" record newcomm, pid }}
-         start with numbered"
+         set numbered {{ task:task_rename with {} record newcomm, pid }}
+         start with numbered",
+        numbered.condition()
     )
 }
 
@@ -84,10 +86,11 @@ fn every_number_is_in_the_pieces_once_and_in_order() {
     let Some((_lab, mut bed)) = bed("stream", "stream_rotate_size = \"256KiB\"\n") else {
         return;
     };
-    bed.put("p.lkst", &rules("size = 1MiB mode = stream")).unwrap();
+    let mut numbered = Numbered::new(TAG, 40_000, 3000).unwrap();
+    bed.put("p.lkst", &rules("size = 1MiB mode = stream", &numbered))
+        .unwrap();
     bed.start().unwrap();
     bed.said("rules in force", 1).unwrap();
-    let mut numbered = Numbered::new(TAG, 40_000, 3000).unwrap();
     numbered.go();
     numbered.join().unwrap();
     let made = numbered.total();
@@ -127,16 +130,18 @@ fn what_a_stopped_reader_has_no_room_for_is_counted() {
     let Some((_lab, mut bed)) = bed("back-pressure", "") else {
         return;
     };
-    bed.put("p.lkst", &rules("size = 64KiB mode = stream")).unwrap();
+    let mut numbered = Numbered::new(TAG, 30_000, 0).unwrap();
+    let mut more = Numbered::new(TAG, 5000, 2000).unwrap();
+    let both = format!("{} or {}", numbered.condition(), more.condition());
+    let text = rules("size = 64KiB mode = stream", &numbered).replace(&numbered.condition(), &both);
+    bed.put("p.lkst", &text).unwrap();
     bed.start().unwrap();
     bed.said("rules in force", 1).unwrap();
-    let mut numbered = Numbered::new(TAG, 30_000, 0).unwrap();
     bed.signal(libc::SIGSTOP);
     numbered.go();
     numbered.join().unwrap();
     bed.signal(libc::SIGCONT);
     let made = numbered.total();
-    let mut more = Numbered::new(b'S', 5000, 2000).unwrap();
     more.go();
     more.join().unwrap();
     let made = made + more.total();
@@ -172,16 +177,16 @@ fn kills() -> usize {
 }
 
 /// Another ring with each variant, and other columns.
-fn variant(number: usize) -> String {
+fn variant(number: usize, numbered: &str) -> String {
     let size = ["2MiB", "3MiB", "2MiB", "4MiB"][number % 4];
     let columns = ["newcomm, pid", "newcomm, pid", "newcomm, oldcomm", "newcomm"][number % 4];
     format!(
         "buffer main {{ size = {size} mode = stream }}
          buffer other {{ size = 2MiB mode = stream }}
-         set numbered {{ task:task_rename with newcomm like \"lktS-*\" record {columns} }}
+         set numbered {{ task:task_rename with {numbered} record {columns} }}
          start with numbered
-         rule away {{ when task:task_rename with newcomm like \"lktS-*\" and newcomm like \"*00\" then switch buffer other limit 3 per 1s }}
-         rule back {{ when task:task_rename with newcomm like \"lktS-*\" and newcomm like \"*80\" then switch buffer main limit 3 per 1s }}"
+         rule away {{ when task:task_rename with newcomm like \"*00\" and {numbered} then switch buffer other limit 3 per 1s }}
+         rule back {{ when task:task_rename with newcomm like \"*80\" and {numbered} then switch buffer main limit 3 per 1s }}"
     )
 }
 
@@ -200,14 +205,15 @@ fn every_number_is_in_one_piece_however_often_the_agent_is_killed() {
         random ^= random << 17;
         random % limit
     };
-    bed.put("p.lkst", &variant(0)).unwrap();
+    let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
+    let condition = numbered.condition();
+    bed.put("p.lkst", &variant(0, &condition)).unwrap();
     bed.start().unwrap();
     bed.said("rules in force", 1).unwrap();
-    let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
     numbered.go();
     for number in 1..=kills() {
         if below(3) == 0 {
-            bed.put("p.lkst", &variant(number)).unwrap();
+            bed.put("p.lkst", &variant(number, &condition)).unwrap();
         }
         // Quarters fill in about 200 ms, ticks come once a second.
         std::thread::sleep(Duration::from_micros(below(1_200_000)));
@@ -284,10 +290,11 @@ fn a_disk_that_is_full_or_read_only_is_said_and_mended() {
         return;
     };
     let disk = Small::new(bed.path("state"), "size=1m,mode=0700");
-    bed.put("p.lkst", &rules("size = 256KiB mode = stream")).unwrap();
+    let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
+    bed.put("p.lkst", &rules("size = 256KiB mode = stream", &numbered))
+        .unwrap();
     bed.start().unwrap();
     bed.said("rules in force", 1).unwrap();
-    let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
     numbered.go();
     let trouble = |pack: &lkst::status::PackStatus| pack.buffers[0].error.clone().unwrap_or_default();
     bed.pack_until("p", "has no disk and loses records", |pack| {
@@ -334,79 +341,100 @@ fn a_disk_that_is_full_or_read_only_is_said_and_mended() {
     bed.stop_tracing().unwrap();
 }
 
+/// One name from a process of its own, which a rule waits for.
+fn trigger(which: u32) {
+    let serial = std::process::id() << 4 | which;
+    Worker::new(cpus()[0], move || rename(b'U', serial))
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
 #[test]
 fn a_buffer_may_change_its_mode_and_be_switched_from_and_to() {
     let Some((_lab, mut bed)) = bed("change of mode", "") else {
         return;
     };
+    let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
+    let when = |which: u32| {
+        let serial = std::process::id() << 4 | which;
+        format!("when task:task_rename with newcomm == \"lktU-{serial:08x}\"")
+    };
+    let [away, back, keep] = [0, 1, 2].map(when);
+    let condition = numbered.condition();
     let rules = |main: &str, other: &str| {
         format!(
-            "{}
+            "buffer main {{ {main} }}
              buffer other {{ {other} }}
-             rule away {{ when task:task_rename with newcomm == \"lktS-00000400\" then switch buffer other notify \"away\" }}
-             rule back {{ when task:task_rename with newcomm == \"lktS-00000800\" then switch buffer main notify \"back\" }}
-             rule keep {{ when task:task_rename with newcomm == \"lktS-00000a00\" then save notify \"kept\" }}",
-            rules(main)
+             set numbered {{ task:task_rename with {condition} record newcomm, pid }}
+             start with numbered
+             rule away {{ {away} then switch buffer other notify \"away\" }}
+             rule back {{ {back} then switch buffer main notify \"back\" }}
+             rule keep {{ {keep} then save notify \"kept\" }}"
         )
     };
     let (stream, ring) = ("size = 4MiB mode = stream", "size = 4MiB");
     bed.put("p.lkst", &rules(ring, ring)).unwrap();
     bed.start().unwrap();
     bed.said("rules in force", 1).unwrap();
-    let mut made = 0;
+    numbered.go();
     for (number, (main, other)) in [(stream, ring), (ring, stream), (stream, stream)]
         .into_iter()
         .enumerate()
     {
         bed.put("p.lkst", &rules(main, other)).unwrap();
         bed.said("rules in force", 2 + number).unwrap();
-        let mut numbered = Numbered::new(TAG, 3000, 2000).unwrap();
-        numbered.go();
-        numbered.join().unwrap();
-        made += numbered.total();
-        bed.pack_until("p", "is in `main`", |pack| {
-            pack.buffers[0].current && !pack.buffers.iter().any(|b| b.kept)
+        let before = bed.pack("p").unwrap().unwrap().incidents.saved;
+        for (which, current) in [(0, 1), (1, 0)] {
+            trigger(which);
+            bed.pack_until("p", "has switched and saved", |pack| {
+                pack.buffers[current].current && !pack.buffers.iter().any(|buffer| buffer.kept)
+            })
+            .unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        trigger(2);
+        bed.pack_until("p", "has saved three times", |pack| {
+            pack.incidents.saved >= before + 3
         })
         .unwrap();
+        std::thread::sleep(Duration::from_millis(30));
     }
+    numbered.stop().unwrap();
     bed.end().unwrap();
     bed.stop_tracing().unwrap();
     assert_clean(&bed.path("state"));
     let traces = bed.traces("p");
     // What `save` wrote of a ring that went on is there twice.
     let whole: Vec<PathBuf> = traces.iter().filter(|trace| !is_live(trace)).cloned().collect();
-    let all = found(&whole);
+    let (all, made) = (found(&whole), numbered.total());
+    all.each_once().unwrap();
+    all.all_of(&numbered.made()).unwrap();
     assert_eq!((all.total(), all.lost()), (made, 0));
-    let of_rule = |rule: &str| {
-        all.incidents
-            .iter()
-            .filter(|i| i.reason == rule && i.message.is_some())
-            .count()
-    };
-    assert!(
-        of_rule("away") >= 3 && of_rule("keep") >= 2,
-        "{:?}",
-        reasons(&all)
-    );
+    for (rule, times) in [("away", 3), ("back", 3), ("keep", 2)] {
+        let of_rule = all.incidents.iter().filter(|i| i.rule.as_deref() == Some(rule));
+        assert_eq!(of_rule.count(), times, "{rule} in {traces:#?}");
+    }
     let shown = show_json(&[bed.path("state/p")]).unwrap();
-    let names = shown
-        .iter()
-        .filter(|line| line["event"] == "task:task_rename")
-        .count();
-    assert_eq!(names as u64, made, "shown once");
+    let name = |line: &&serde_json::Value| {
+        line["fields"]["newcomm"]
+            .as_str()
+            .is_some_and(|n| n.starts_with("lktS-"))
+    };
+    assert_eq!(
+        shown.iter().filter(name).count() as u64,
+        made,
+        "each is shown once"
+    );
+    println!(
+        "stream: {made} names in {} traces of buffers that changed",
+        traces.len()
+    );
 }
 
 fn is_live(trace: &Path) -> bool {
     let text = fs::read_to_string(trace.join("incident.json")).unwrap();
     text.contains("\"live\": true")
-}
-
-fn reasons(found: &Found) -> Vec<&str> {
-    found
-        .incidents
-        .iter()
-        .map(|incident| incident.reason.as_str())
-        .collect()
 }
 
 /// Ended when it is dropped.
@@ -425,12 +453,13 @@ fn run_saves_the_rest_and_its_table_is_right() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
+    let mut numbered = Numbered::new(TAG, 30_000, 1000).unwrap();
     // Interrupts among them: records nest in records.
     let text = format!(
         "{}
          set others {{ sched:* timer:* irq:* }}
          start with others",
-        rules("size = 16MiB mode = stream")
+        rules("size = 16MiB mode = stream", &numbered)
     );
     fs::write(dir.path().join("p.lkst"), text).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_lkst-under-test"))
@@ -451,7 +480,6 @@ fn run_saves_the_rest_and_its_table_is_right() {
         assert!(run.0.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(5));
     }
-    let mut numbered = Numbered::new(TAG, 30_000, 1000).unwrap();
     numbered.go();
     numbered.join().unwrap();
     // SAFETY: our child, which nobody has waited for.
