@@ -307,14 +307,11 @@ impl Closing {
         }
         replace(&self.path, INCIDENT_FILE, &json(&self.incident))?;
         sync_folder(&ctf)?;
-        match fs::remove_file(self.path.join(BEGUN_FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Failed::at(&self.path)(error).into());
-            }
-            _ => {}
-        }
         sync_folder(&self.path)?;
-        Ok(rename_finished(&self.path, &self.folder)?)
+        rename_finished(&self.path, &self.folder)?;
+        // Last: until it has its name this is what keeps it from being taken for a trace that somebody gave up.
+        let _only_untidy = fs::remove_file(self.folder.join(BEGUN_FILE));
+        Ok(())
     }
 }
 
@@ -364,6 +361,17 @@ pub fn cut_left(path: &Path, now_unix_ns: u64) -> Result<(Vec<Left>, Option<Clos
         Ok(serde_json::from_slice(&text)?)
     };
     let begun = begun().map_err(Failed::at(&begun_path))?;
+    let folder = path.parent().unwrap_or(path).join(finished_name(path));
+    if let Some((left, incident, files)) = nearly_finished(path, &begun) {
+        let path = path.to_owned();
+        let closing = Closing {
+            path,
+            folder,
+            incident,
+            files,
+        };
+        return Ok((left, Some(closing)));
+    }
     let metadata_path = path.join(CTF_FOLDER).join("metadata");
     let read = || -> io::Result<tsdl::Metadata> {
         let mut text = String::new();
@@ -374,7 +382,6 @@ pub fn cut_left(path: &Path, now_unix_ns: u64) -> Result<(Vec<Left>, Option<Clos
     };
     let metadata = read().map_err(Failed::at(&metadata_path))?;
     let shapes = Shapes::of(&metadata.info.layouts);
-    let folder = path.parent().unwrap_or(path).join(finished_name(path));
     let mut incident = Incident {
         saved_at_unix_ns: now_unix_ns,
         streams: Vec::new(),
@@ -427,6 +434,26 @@ pub fn cut_left(path: &Path, now_unix_ns: u64) -> Result<(Vec<Left>, Option<Clos
         files,
     };
     Ok((left, Some(closing)))
+}
+
+/// A piece that only lacks its name: its `incident.json` was written when its files were lasting.
+fn nearly_finished(path: &Path, begun: &Incident) -> Option<(Vec<Left>, Incident, Vec<(PathBuf, u64)>)> {
+    let text = fs::read(path.join(INCIDENT_FILE)).ok()?;
+    let incident: Incident = serde_json::from_slice(&text).ok()?;
+    let (mut left, mut files) = (Vec::new(), Vec::new());
+    for (stream, begun) in incident.streams.iter().zip(&begun.streams) {
+        left.push(Left {
+            instance_id: stream.instance_id,
+            position: stream.position,
+            told: begun.lost + stream.lost,
+        });
+        if let Some(name) = &stream.file {
+            let file = path.join(CTF_FOLDER).join(name);
+            let bytes = fs::metadata(&file).ok()?.len();
+            files.push((file, bytes));
+        }
+    }
+    Some((left, incident, files))
 }
 
 /// What the whole packets of a file say.
