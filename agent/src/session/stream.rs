@@ -215,7 +215,9 @@ impl Session {
             .packs
             .get(number)
             .map_or(u16::MAX, |pack| pack.index);
-        if let Some(kept) = self.streams.close(map, index, about) {
+        self.names.look(self.loaded.names());
+        let namer = &mut |tid, pid| self.names.of_thread(self.loaded.names(), tid, pid);
+        if let Some(kept) = self.streams.close(map, index, about, namer) {
             self.count_kept(number, kept);
         }
     }
@@ -315,10 +317,9 @@ impl Session {
             self.trouble(text);
             return false;
         }
-        let about = Incident {
-            ..about
-        };
-        let kept = self.streams.close(map, image.index, about);
+        self.names.look(self.loaded.names());
+        let namer = &mut |tid, pid| self.names.of_thread(self.loaded.names(), tid, pid);
+        let kept = self.streams.close(map, image.index, about, namer);
         let number = self.packs.iter().position(|pack| pack.index == image.index);
         if let (Some(number), Some(kept)) = (number, kept) {
             self.count_kept(number, kept);

@@ -42,6 +42,43 @@ pub struct Thread {
     pub comm: String,
 }
 
+/// Threads that were seen in records: the number of each and that of its process.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Of the threads seen last, by the low bits of their numbers: most records are of one of these.
+    lately: [(u32, u32); SEEN_LATELY],
+    all: BTreeMap<u32, u32>,
+}
+
+/// A power of two.
+const SEEN_LATELY: usize = 64;
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen {
+            lately: [(u32::MAX, u32::MAX); SEEN_LATELY],
+            all: BTreeMap::new(),
+        }
+    }
+}
+
+impl Seen {
+    /// Takes note of a record's.
+    pub fn see(&mut self, tid: u32, pid: u32) {
+        if let Some(lately) = self.lately.get_mut(tid as usize % SEEN_LATELY)
+            && *lately != (tid, pid)
+        {
+            *lately = (tid, pid);
+            self.all.insert(tid, pid);
+        }
+    }
+
+    /// All of them.
+    pub fn threads(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.all.iter().map(|(tid, pid)| (*tid, *pid))
+    }
+}
+
 /// Names threads: the number of one that a trace has a record of and that of its process, as the record has it.
 pub type Namer<'n> = &'n mut dyn FnMut(u32, u32) -> Option<Thread>;
 

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::incident::{Counts, FORMAT, Incident, StreamSummary};
 use super::metadata::{self, TraceInfo};
+use super::names::Namer;
 use super::seal::{CTF_FOLDER, INCIDENT_FILE, SaveError, trace_uuid};
 use super::stream::{Bench, CopyPage, Identity, Packer, Progress, Shapes, Wanted};
 use super::whole::{Failed, Unfinished, make_folder, rename_finished, sync_folder, write_file};
@@ -219,10 +220,10 @@ impl Piece {
         kept
     }
 
-    /// Adds nothing any more. What is known beside the files is in `about`: why it ends here, what was counted, names.
-    /// `None` where no record came: then it is removed.
+    /// Adds nothing any more. What is known beside the files is in `about`: why it ends here, what was counted; `namer` is
+    /// asked for each thread that has a record in it. `None` where no record came: then it is removed.
     #[must_use]
-    pub fn close(self, about: Incident, shapes: &Shapes) -> Option<Closing> {
+    pub fn close(self, about: Incident, shapes: &Shapes, namer: Namer<'_>) -> Option<Closing> {
         if self.bytes() == 0 {
             remove(&self.path);
             return None;
@@ -232,6 +233,10 @@ impl Piece {
             streams: Vec::new(),
             ..about_of(about, &self.info)
         };
+        let seen = self.packers.iter().flat_map(|packer| packer.seen().threads());
+        incident.names = seen
+            .filter_map(|(tid, pid)| Some((tid, namer(tid, pid)?.comm)))
+            .collect();
         let mut files = Vec::new();
         for packer in &self.packers {
             let (identity, progress) = (packer.identity(), packer.progress());

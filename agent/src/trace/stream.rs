@@ -14,6 +14,7 @@ use std::ops::Range;
 use lkst_probes::layout::{PAGE_BYTES, RecordLayout, page, record, tag};
 
 use super::decode::{Classes, EventClass, u16_at, u64_at};
+use super::names::Seen;
 use super::seal::PACKET_BYTES;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -216,6 +217,8 @@ pub struct Packer {
     head: [u8; HEADER],
     /// Records in the file or gathered, by id.
     counts: Vec<u64>,
+    /// Whose they are.
+    seen: Seen,
     /// With what is gathered.
     now: Progress,
     written: Progress,
@@ -245,6 +248,7 @@ impl Packer {
             identity,
             head,
             counts: Vec::new(),
+            seen: Seen::default(),
             now,
             written: now,
             told_before: told,
@@ -273,6 +277,12 @@ impl Packer {
     #[must_use]
     pub fn counts(&self) -> &[u64] {
         &self.counts
+    }
+
+    /// The threads that the records are of.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     /// Takes what is wanted.
@@ -382,7 +392,7 @@ impl Packer {
         }
         let records = bench.out.get(start + HEADER..).unwrap_or_default();
         let tag = tag(seq, self.identity.salt);
-        let scan = shapes.scan(records, tag, wanted.before_ns, &mut self.counts);
+        let scan = shapes.scan(records, tag, wanted.before_ns, &mut self.counts, &mut self.seen);
         let is_held = scan.stopped && (!wanted.partial || scan.end == 0);
         if is_held || scan.end == 0 {
             let seen = records.get(..scan.end).unwrap_or_default().to_vec();
@@ -527,8 +537,9 @@ impl Packer {
 }
 
 impl Shapes {
-    /// Looks at records that follow each other in a page, up to where no more are. Counts them by id.
-    fn scan(&self, bytes: &[u8], tag: u32, before_ns: u64, counts: &mut [u64]) -> Scan {
+    /// Looks at records that follow each other in a page, up to where no more are. Counts them by id, and sees whose they
+    /// are.
+    fn scan(&self, bytes: &[u8], tag: u32, before_ns: u64, counts: &mut [u64], seen: &mut Seen) -> Scan {
         let mut scan = Scan {
             min_ns: u64::MAX,
             plain: true,
@@ -566,6 +577,8 @@ impl Shapes {
                     if let Some(count) = counts.get_mut(usize::from(id)) {
                         *count += 1;
                     }
+                    let who = u64_at(head, record::PID).unwrap_or(0);
+                    seen.see((who >> 32) as u32, who as u32);
                 }
                 None => {
                     scan.torn += 1;

@@ -14,6 +14,7 @@ use super::{REASON, Rotation};
 use crate::kernel::ring::{Drain, Rings};
 use crate::session::{Host, RETRY_NS, boot_now_ns, folder_of, wall_clock};
 use crate::trace::incident::Incident;
+use crate::trace::names::Namer;
 use crate::trace::piece::{Closing, Piece, RingStart};
 use crate::trace::seal::SaveError;
 use crate::trace::stream::{Bench, Shapes, Wanted};
@@ -229,13 +230,19 @@ impl Streams {
     }
 
     /// Ends a stream's piece. Returns what is in it, by event.
-    pub(super) fn close(&mut self, map: u32, pack: u16, about: Incident) -> Option<BTreeMap<String, u64>> {
+    pub(super) fn close(
+        &mut self,
+        map: u32,
+        pack: u16,
+        about: Incident,
+        namer: Namer<'_>,
+    ) -> Option<BTreeMap<String, u64>> {
         let stream = self.streams.get_mut(&map)?;
         let bytes = stream.bytes();
         let piece = stream.piece.take()?;
         stream.written_bytes = bytes;
         let kept = piece.kept(&stream.shapes);
-        if let Some(closing) = piece.close(about, &stream.shapes) {
+        if let Some(closing) = piece.close(about, &stream.shapes, namer) {
             let mut finishing = Finishing {
                 pack,
                 closing,

@@ -120,7 +120,9 @@ fn a_piece_that_lacks_only_its_name_is_given_it_unchanged() {
         reason: "rule".to_owned(),
         ..Incident::default()
     };
-    let closing = piece.close(about, &Shapes::of(&info().layouts)).unwrap();
+    let closing = piece
+        .close(about, &Shapes::of(&info().layouts), &mut |_, _| None)
+        .unwrap();
     // Killed when all but the rename was done.
     replace(&path, INCIDENT_FILE, &json(&closing.incident)).unwrap();
     let (rings, closing) = cut_left(&path, 1).unwrap();
