@@ -25,7 +25,7 @@ fn plans(lab: &Lab, variant: usize) -> Vec<Arc<Plan>> {
             (63, 1) => "newcomm, pid",
             _ => "newcomm",
         };
-        let size = if pack == 63 { "64MiB" } else { "64KiB" };
+        let size = if pack == 63 { "256MiB" } else { "64KiB" };
         let rules = format!(
             "buffer main {{ size = {size} }}
              set s {{ task:task_rename with newcomm like \"lktM-*\" record {columns} }}
