@@ -10,53 +10,26 @@
 //! INVARIANT: between two changes the slot in force of every dispatcher holds its program, and the idle one holds the
 //! same, or nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aya::maps::{HashMap, Map, MapData, MapError, RingBuf};
-use lkst_probes::asm::{self, MapRef};
-use lkst_probes::image::{self, Image, MapImage, MapKind, PackImage, ProgramImage};
-use lkst_probes::layout::{PAGE_BYTES, control, counter, state};
-use lkst_probes::lower;
+use lkst_probes::asm::MapRef;
+use lkst_probes::image::{self, PackImage};
+use lkst_probes::layout::{control, counter, state};
 use lkst_probes::numbers::{Numbers, Words};
 use lkst_rules::plan::Plan;
 
 use super::adopt::Manifest;
 use super::link::{Grace, attach_classic, attach_typed, clear_slot, set_slot};
-use super::load::{Environment, LoadError, event_name, load_code, make_map, random};
+use super::load::{Environment, LoadError, event_name, make_map};
 use super::loaded::{Loaded, LoadedProgram};
-use super::memory::Mapping;
 use super::pins::{Handle, LINK, Pins};
-use super::ring::{Pages, Rings};
-
-/// A generation that is ready and not in force.
-struct Staged {
-    image: Image,
-    numbers: Numbers,
-    maps: BTreeMap<MapRef, MapData>,
-    control: Vec<Mapping>,
-    counters: Vec<Mapping>,
-    heads: Vec<Arc<Mapping>>,
-    rings: BTreeMap<u32, Rings>,
-    /// New events.
-    new: BTreeMap<u16, LoadedProgram>,
-    /// Events that have a program, whose program is another now.
-    changed: BTreeMap<u16, NewProgram>,
-    /// For events that are not wanted any more.
-    idle: BTreeMap<u16, OwnedFd>,
-}
-
-/// A program in the kernel that nothing goes to yet.
-struct NewProgram {
-    /// Its first part.
-    first: OwnedFd,
-    /// An array of those that follow, where there are any.
-    parts: Option<Handle>,
-    digest: [u64; 2],
-}
+use super::ring::Rings;
+use super::stage::Staged;
 
 /// Names that are given while nothing is in force yet: they go again where that comes to nothing.
 struct Naming {
@@ -184,14 +157,14 @@ pub fn load(plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Loaded, LoadEr
     Ok(loaded)
 }
 
-fn map_error(map: MapRef, error: MapError) -> LoadError {
+pub(super) fn map_error(map: MapRef, error: MapError) -> LoadError {
     LoadError::Map {
         map: map.to_string(),
         error,
     }
 }
 
-fn memory_error(map: MapRef) -> impl Fn(io::Error) -> LoadError {
+pub(super) fn memory_error(map: MapRef) -> impl Fn(io::Error) -> LoadError {
     move |error| LoadError::Memory {
         map: map.to_string(),
         error,
@@ -205,7 +178,7 @@ fn try_clone(map: &MapData) -> Result<MapData, LoadError> {
 }
 
 /// A descriptor of a map, ours alone.
-fn owned(map: &MapData, name: MapRef) -> Result<OwnedFd, LoadError> {
+pub(super) fn owned(map: &MapData, name: MapRef) -> Result<OwnedFd, LoadError> {
     map.fd().as_fd().try_clone_to_owned().map_err(memory_error(name))
 }
 
@@ -264,211 +237,6 @@ impl Loaded {
         let mut former = self.settle(former)?;
         former.loaded = loaded;
         Ok(former)
-    }
-
-    fn stage(&mut self, plans: &[Arc<Plan>], env: &Environment<'_>) -> Result<Staged, LoadError> {
-        loop {
-            let mut numbers = self.numbers.clone();
-            let image = image::build(plans, &env.features, &self.probe_reads, &mut numbers)
-                .map_err(LoadError::Build)?;
-            match self.stage_image(image, numbers, env) {
-                // The verifier of another kernel may refuse a plain load that BTF lets us expect: then this event's
-                // program reads by probe reads alone.
-                Err(LoadError::Program { attach, error })
-                    if attach.typed && error.is_verdict() && self.probe_reads.insert(attach.name.clone()) =>
-                {
-                    tracing::debug!(event = attach.name, %error, "plain loads refused, using probe reads");
-                }
-                staged => return staged,
-            }
-        }
-    }
-
-    fn stage_image(
-        &self,
-        mut image: Image,
-        numbers: Numbers,
-        env: &Environment<'_>,
-    ) -> Result<Staged, LoadError> {
-        if image.bytes() > env.max_bytes {
-            return Err(LoadError::TooMuchMemory {
-                bytes: image.bytes(),
-                most: env.max_bytes,
-                packs: image
-                    .packs
-                    .iter()
-                    .map(|pack| (pack.plan.pack.clone(), pack.ring_bytes(env.features.cpus)))
-                    .collect(),
-            });
-        }
-        let mut maps = BTreeMap::new();
-        let known = |map: MapRef| match map {
-            MapRef::Slots(number) => self.programs.contains_key(&number),
-            map => self.maps.contains_key(&map),
-        };
-        for map in image.maps.iter().filter(|map| !known(map.map)) {
-            maps.insert(map.map, make_map(map)?);
-        }
-        let mut staged = Staged {
-            control: new_mappings(&image, &maps, |map| matches!(map, MapRef::Control(_)))?,
-            counters: new_mappings(&image, &maps, |map| matches!(map, MapRef::Counters(_)))?,
-            heads: new_mappings(&image, &maps, |map| matches!(map, MapRef::Heads(_)))?
-                .into_iter()
-                .map(Arc::new)
-                .collect(),
-            rings: BTreeMap::new(),
-            new: BTreeMap::new(),
-            changed: BTreeMap::new(),
-            idle: BTreeMap::new(),
-            image: Image {
-                packs: Vec::new(),
-                programs: Vec::new(),
-                maps: Vec::new(),
-                follows_command: false,
-            },
-            numbers,
-            maps,
-        };
-        self.stage_rings(&image, &mut staged, env)?;
-        for program in &mut image.programs {
-            self.stage_program(program, &mut staged, env)?;
-            // The kernel has it now.
-            program.forget_text();
-        }
-        let wanted: BTreeSet<u16> = image.programs.iter().map(|program| program.number).collect();
-        for (number, program) in self
-            .programs
-            .iter()
-            .filter(|(number, _)| !wanted.contains(number))
-        {
-            let code =
-                lower::idle().map_err(|error| LoadError::Build(image::BuildError { pack: 0, error }))?;
-            let idle = load_code(&program.attach, &code, |_| None, env.btf)?;
-            staged.idle.insert(*number, idle);
-        }
-        staged.image = image;
-        Ok(staged)
-    }
-
-    fn stage_rings(
-        &self,
-        image: &Image,
-        staged: &mut Staged,
-        env: &Environment<'_>,
-    ) -> Result<(), LoadError> {
-        for pack in &image.packs {
-            for (buffer, ring) in pack.plan.buffers.iter().zip(&pack.rings) {
-                let Some(ring) = ring.filter(|ring| !self.rings.contains_key(&ring.map)) else {
-                    continue;
-                };
-                let map = MapRef::Pages(ring.map);
-                let pages = staged.maps.get(&map);
-                let heads = self.heads.iter().chain(&staged.heads);
-                let heads = heads.clone().nth(usize::from(ring.heads.map));
-                let (Some(pages), Some(heads)) = (pages, heads) else {
-                    return Err(map_error(map, MapError::KeyNotFound));
-                };
-                let cpus = env.features.cpus as usize;
-                let fd = pages
-                    .fd()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(memory_error(map))?;
-                let pages = Pages::new(fd, ring.pages as usize * cpus * PAGE_BYTES);
-                let heads = (heads.clone(), ring.heads.at as usize);
-                let rings = Rings::prepare(&buffer.name, heads, pages, cpus, env.uuid, random)
-                    .map_err(memory_error(map))?;
-                staged.rings.insert(ring.map, rings);
-            }
-        }
-        Ok(())
-    }
-
-    fn stage_program(
-        &self,
-        program: &ProgramImage,
-        staged: &mut Staged,
-        env: &Environment<'_>,
-    ) -> Result<(), LoadError> {
-        let number = program.number;
-        let digest = asm::digest(&program.parts);
-        let known = self.programs.get(&number);
-        if known.is_some_and(|known| known.digest == digest) {
-            return Ok(());
-        }
-        let attach = &program.attach;
-        let main = self.load_parts(program, digest, staged, env)?;
-        if known.is_some() {
-            staged.changed.insert(number, main);
-            return Ok(());
-        }
-        let fd = |map: MapRef| self.map_fd(staged, map);
-        let dispatcher = load_code(attach, &program.dispatcher, fd, env.btf)?;
-        let slots = MapRef::Slots(number);
-        let data = staged.maps.remove(&slots);
-        let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
-        let new = LoadedProgram {
-            attach: attach.clone(),
-            _link: None,
-            dispatcher,
-            slots: Handle::Held(owned(&data, slots)?),
-            parts: main.parts,
-            in_slots: [false; 2],
-            program: main.first,
-            digest,
-        };
-        staged.new.insert(number, new);
-        Ok(())
-    }
-
-    fn map_fd(&self, staged: &Staged, map: MapRef) -> Option<i32> {
-        let data = staged.maps.get(&map).or_else(|| self.maps.get(&map));
-        data.map(|data| data.fd().as_fd().as_raw_fd())
-    }
-
-    /// Loads a program's parts and lets each find the next.
-    fn load_parts(
-        &self,
-        program: &ProgramImage,
-        digest: [u64; 2],
-        staged: &Staged,
-        env: &Environment<'_>,
-    ) -> Result<NewProgram, LoadError> {
-        let map = MapRef::Parts(program.number);
-        let following = program.parts.len().saturating_sub(1);
-        let array = match u32::try_from(following) {
-            Ok(0) | Err(_) => None,
-            Ok(entries) => Some(make_map(&MapImage {
-                map,
-                kind: MapKind::Programs,
-                value_bytes: 4,
-                entries,
-            })?),
-        };
-        let array = array.map(|data| owned(&data, map)).transpose()?;
-        let mut loaded = Vec::with_capacity(program.parts.len());
-        for code in &program.parts {
-            let fd = |named: MapRef| match named == map {
-                true => array.as_ref().map(|array| array.as_raw_fd()),
-                false => self.map_fd(staged, named),
-            };
-            loaded.push(load_code(&program.attach, code, fd, env.btf)?);
-        }
-        let mut loaded = loaded.into_iter();
-        let first = loaded.next().ok_or_else(|| LoadError::Object {
-            event: event_name(&program.attach),
-            error: "no program in it".to_owned(),
-        })?;
-        if let Some(array) = &array {
-            for (place, part) in (0..).zip(loaded) {
-                set_slot(array.as_fd(), place, part.as_fd()).map_err(memory_error(map))?;
-            }
-        }
-        Ok(NewProgram {
-            first,
-            parts: array.map(Handle::Held),
-            digest,
-        })
     }
 
     /// Everything but the store that puts it in force.
@@ -786,21 +554,6 @@ fn change(word: Option<&std::sync::atomic::AtomicU64>, change: impl Fn(u64) -> O
             Err(met) => old = met,
         }
     }
-}
-
-/// The memory of those maps that were just made, in the image's order.
-fn new_mappings(
-    image: &Image,
-    maps: &BTreeMap<MapRef, MapData>,
-    which: impl Fn(&MapRef) -> bool,
-) -> Result<Vec<Mapping>, LoadError> {
-    let mapping = |image: &MapImage| {
-        let data = maps.get(&image.map)?;
-        let bytes = image.value_bytes as usize * image.entries as usize;
-        Some(Mapping::new(data.fd().as_fd(), bytes).map_err(memory_error(image.map)))
-    };
-    let wanted = image.maps.iter().filter(|image| which(&image.map));
-    wanted.filter_map(mapping).collect()
 }
 
 impl LoadedProgram {

@@ -20,6 +20,7 @@ pub mod print_format;
 pub mod restricted;
 pub mod ring;
 pub mod schema;
+mod stage;
 pub mod syscall;
 pub mod tracefs;
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use super::incident::{Counts, FORMAT, Incident, StreamSummary};
 use super::metadata::{self, TraceInfo};
-use super::names::Namer;
+use super::names::{self, NAMES_FILE, Namer, Thread};
 use super::seal::{CTF_FOLDER, INCIDENT_FILE, SaveError, trace_uuid};
 use super::stream::{Bench, CopyPage, Identity, Packer, Progress, Shapes, Wanted};
 use super::whole::{Failed, Unfinished, make_folder, rename_finished, sync_folder, write_file};
@@ -68,6 +68,16 @@ pub struct Closing {
     incident: Incident,
     /// Each file and how much of it is whole.
     files: Vec<(PathBuf, u64)>,
+    names: Option<ThreadNames>,
+}
+
+/// The names of a piece's threads, as they are written beside its streams.
+#[derive(Debug, Clone)]
+struct ThreadNames {
+    /// The metadata, with their records' kind.
+    metadata: String,
+    /// The stream.
+    stream: Vec<u8>,
 }
 
 impl Piece {
@@ -233,10 +243,6 @@ impl Piece {
             streams: Vec::new(),
             ..about_of(about, &self.info)
         };
-        let seen = self.packers.iter().flat_map(|packer| packer.seen().threads());
-        incident.names = seen
-            .filter_map(|(tid, pid)| Some((tid, namer(tid, pid)?.comm)))
-            .collect();
         let mut files = Vec::new();
         for packer in &self.packers {
             let (identity, progress) = (packer.identity(), packer.progress());
@@ -276,11 +282,33 @@ impl Piece {
                 }
             }
         }
+        let seen = self.packers.iter().flat_map(|packer| packer.seen().threads());
+        let named = seen.filter_map(|(tid, pid)| Some((tid, namer(tid, pid)?)));
+        let named: BTreeMap<u32, Thread> = named.collect();
+        let names = self.thread_names(incident.begin_ns.unwrap_or_default(), &named);
+        incident.names = named
+            .into_iter()
+            .map(|(tid, thread)| (tid, thread.comm))
+            .collect();
         Some(Closing {
             path: self.path,
             folder: self.folder,
             incident,
             files,
+            names,
+        })
+    }
+
+    fn thread_names(&self, begin_ns: u64, named: &BTreeMap<u32, Thread>) -> Option<ThreadNames> {
+        let layout = names::layout_beside(&self.info.layouts).filter(|_| !named.is_empty())?;
+        let mut stream = Vec::new();
+        // Writing to memory does not fail.
+        names::write(&mut stream, &self.uuid, layout.id, begin_ns, named).ok()?;
+        let mut info = self.info.clone();
+        info.layouts.push(layout);
+        Some(ThreadNames {
+            metadata: metadata::text(&info, &self.uuid),
+            stream,
         })
     }
 }
@@ -305,6 +333,11 @@ impl Closing {
                 file.sync_all()
             };
             lasting().map_err(Failed::at(path))?;
+        }
+        if let Some(names) = &self.names {
+            // A kind of record that no stream has does no harm; the other way round it would.
+            replace(&ctf, "metadata", names.metadata.as_bytes())?;
+            replace(&ctf, NAMES_FILE, &names.stream)?;
         }
         replace(&self.path, INCIDENT_FILE, &json(&self.incident))?;
         sync_folder(&ctf)?;

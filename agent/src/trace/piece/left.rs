@@ -130,6 +130,7 @@ pub fn cut_left(path: &Path, now_unix_ns: u64) -> Result<(Vec<Left>, Option<Clos
         folder,
         incident,
         files,
+        names: None,
     };
     Ok((left, Some(closing)))
 }
@@ -156,6 +157,7 @@ fn nearly_finished(path: &Path, folder: &Path, begun: &Incident) -> Option<(Vec<
         folder: folder.to_owned(),
         incident,
         files,
+        names: None,
     };
     Some((left, closing))
 }
