@@ -254,6 +254,20 @@ pub fn render(status: &Status) -> String {
             sets.sample(&[("pack", &pack.name), ("set", &set.name)], u8::from(set.enabled));
         }
     }
+    let mut overwritten = Family::new(
+        &mut text,
+        "gauge",
+        "buffer_overwritten_bytes",
+        "What newer records have overwritten since the buffer was last saved.",
+    );
+    for pack in &status.packs {
+        for buffer in pack.buffers.iter().filter(|buffer| !buffer.stream) {
+            overwritten.sample(
+                &[("pack", &pack.name), ("buffer", &buffer.name)],
+                buffer.overwritten_bytes,
+            );
+        }
+    }
     for (kind, name, help, value) in STREAMS {
         let mut family = Family::new(&mut text, kind, name, help);
         for pack in &status.packs {

@@ -130,6 +130,9 @@ pub struct BufferStatus {
     pub kept: bool,
     /// When recording returns from there to `main`; `None` where it does not, or is elsewhere.
     pub left_ns: Option<u64>,
+    /// What newer records have overwritten, over all CPUs, since it was last saved: how a ring works. Of a stream 0.
+    #[serde(default)]
+    pub overwritten_bytes: u64,
     /// It is written to disk all the time.
     #[serde(default)]
     pub stream: bool,

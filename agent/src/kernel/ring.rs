@@ -218,6 +218,17 @@ impl Rings {
         self.head(cpu, head::POS)
     }
 
+    /// Bytes that newer ones have overwritten since the rings were made or last given up, over all CPUs.
+    #[must_use]
+    pub fn overwritten_bytes(&self) -> u64 {
+        let size = (self.pages_per_cpu * PAGE_BYTES) as u64;
+        let of_cpu = |cpu| {
+            let held = self.position(cpu).saturating_sub(self.head(cpu, head::FLOOR));
+            held.saturating_sub(size)
+        };
+        (0..self.cpus()).map(of_cpu).sum()
+    }
+
     /// Maps them into memory, to be copied.
     ///
     /// # Errors

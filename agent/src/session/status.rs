@@ -3,6 +3,7 @@
 use lkst_probes::layout::{control, state};
 
 use super::{Session, boot_now_ns};
+use crate::kernel::ring::Rings;
 use crate::status::{
     BufferStatus, EventStatus, IncidentStatus, LastFiring, PackPhase, PackStatus, RuleStatus, SetStatus,
 };
@@ -42,6 +43,11 @@ impl Session {
                 current,
                 kept: state::is_kept(word, buffer),
                 left_ns: left(self.loaded.switch_until(number)).filter(|_| current && buffer != 0),
+                overwritten_bytes: self
+                    .loaded
+                    .rings_of(number, buffer)
+                    .filter(|_| stream.is_none())
+                    .map_or(0, Rings::overwritten_bytes),
                 stream: stream.is_some(),
                 written_bytes: stream.as_ref().map_or(0, |(written, ..)| *written),
                 lost: stream.as_ref().map_or(0, |(_, lost, _)| *lost),
