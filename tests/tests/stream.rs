@@ -25,7 +25,8 @@ const TAG: u8 = b'S';
 /// The names of these, into a `main` of that size and mode.
 fn rules(main: &str, numbered: &Numbered) -> String {
     format!(
-        "buffer main {{ {main} }}
+        "budget 100%
+         buffer main {{ {main} }}
          set numbered {{ task:task_rename with {} record newcomm, pid }}
          start with numbered",
         numbered.condition()
@@ -181,7 +182,8 @@ fn variant(number: usize, numbered: &str) -> String {
     let size = ["2MiB", "3MiB", "2MiB", "4MiB"][number % 4];
     let columns = ["newcomm, pid", "newcomm, pid", "newcomm, oldcomm", "newcomm"][number % 4];
     format!(
-        "buffer main {{ size = {size} mode = stream }}
+        "budget 100%
+         buffer main {{ size = {size} mode = stream }}
          buffer other {{ size = 2MiB mode = stream }}
          set numbered {{ task:task_rename with {numbered} record {columns} }}
          start with numbered
@@ -364,7 +366,8 @@ fn a_buffer_may_change_its_mode_and_be_switched_from_and_to() {
     let condition = numbered.condition();
     let rules = |main: &str, other: &str| {
         format!(
-            "buffer main {{ {main} }}
+            "budget 100%
+         buffer main {{ {main} }}
              buffer other {{ {other} }}
              set numbered {{ task:task_rename with {condition} record newcomm, pid }}
              start with numbered
