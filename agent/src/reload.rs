@@ -273,6 +273,18 @@ impl Entry {
         again: bool,
         compile: &mut impl FnMut(PackText) -> Result<Compiled, String>,
     ) {
+        let sources = &text.pack.sources;
+        if !sources.is_empty() && sources.iter().all(|source| source.text.is_empty()) {
+            // Whoever writes a file in place empties it first, and so does a full disk: nobody has said that the rules are
+            // to go.
+            self.error = Some(
+                "it is empty, as a file that is just being written or that a full disk cut off; remove it where the pack is \
+                 to go"
+                    .to_owned(),
+            );
+            (self.seen, self.next) = (None, None);
+            return;
+        }
         let seen = (text.hash.clone(), settings);
         if !again && self.seen.as_ref() == Some(&seen) {
             return;
@@ -398,6 +410,18 @@ mod tests {
         assert_eq!(
             bed.told(),
             [("a".to_owned(), true, true), ("b".to_owned(), true, false)]
+        );
+        assert_eq!(bed.packs.wanted().len(), 2);
+        bed.put("a.lkst", "");
+        assert!(!bed.look(), "a file without a byte is one that is being written");
+        assert!(
+            bed.packs
+                .get("a")
+                .unwrap()
+                .error
+                .as_ref()
+                .unwrap()
+                .contains("it is empty")
         );
         assert_eq!(bed.packs.wanted().len(), 2);
         bed.put("a.lkst", GOOD);
