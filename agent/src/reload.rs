@@ -274,7 +274,9 @@ impl Entry {
         compile: &mut impl FnMut(PackText) -> Result<Compiled, String>,
     ) {
         let sources = &text.pack.sources;
-        if !sources.is_empty() && sources.iter().all(|source| source.text.is_empty()) {
+        let has_none = !sources.is_empty() && sources.iter().all(|source| source.text.is_empty());
+        // One that is too large, or no text, has none here either, and is told of as such.
+        if has_none && text.diagnostics.list.is_empty() {
             // Whoever writes a file in place empties it first, and so does a full disk: nobody has said that the rules are
             // to go.
             self.error = Some(
