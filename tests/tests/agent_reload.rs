@@ -5,13 +5,10 @@
 //! `LKST_AGENT_RELOADS` says how many files are written; 30 where it is not set.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
 use lkst_tests::numbered::{each_once, ours};
-use lkst_tests::shared::words;
-use lkst_tests::worker::{Worker, cpus, rename};
+use lkst_tests::streamed::Numbered;
 
 const TAG: u8 = b'K';
 
@@ -53,28 +50,8 @@ fn every_number_is_recorded_once_however_files_change_or_break() {
     bed.start().unwrap();
     bed.pack_until("exact", "is in force", |pack| pack.hash.is_some())
         .unwrap();
-    let shared = words().unwrap();
-    let cpus = cpus();
-    let mut workers: Vec<Worker> = cpus
-        .iter()
-        .enumerate()
-        .map(|(place, cpu)| {
-            Worker::new(*cpu, move || {
-                let mut serial = 0;
-                while shared[0].load(Relaxed) == 0 {
-                    rename(TAG, serial);
-                    serial += 1;
-                    shared[1 + place].store(serial.into(), Relaxed);
-                    if serial % 64 == 0 {
-                        // SAFETY: sleeps.
-                        unsafe { libc::usleep(2000) };
-                    }
-                }
-            })
-            .unwrap()
-        })
-        .collect();
-    workers.iter_mut().for_each(Worker::go);
+    let mut numbered = Numbered::new(TAG, u32::MAX, 2000).unwrap();
+    numbered.go();
     let (mut variant, mut broken) = (0, 0);
     let mut hash = bed.pack("exact").unwrap().unwrap().hash;
     for write in 1..=wanted() {
@@ -102,15 +79,10 @@ fn every_number_is_recorded_once_however_files_change_or_break() {
             hash = pack.hash;
         }
     }
-    shared[0].store(1, Relaxed);
-    for worker in workers {
-        worker.join().unwrap();
-    }
+    numbered.stop().unwrap();
     bed.end().unwrap();
     bed.stop_tracing().unwrap();
-    let made = cpus.iter().enumerate();
-    let made = made.map(|(place, cpu)| (*cpu as u32, shared[1 + place].load(Relaxed) as u32));
-    let made = each_once(&bed.traces("exact"), &made.collect()).unwrap();
+    let made = each_once(&bed.traces("exact"), &numbered.made()).unwrap();
     println!(
         "reload by files: {} written, {broken} of them broken: {made} numbered events, each recorded once",
         wanted()

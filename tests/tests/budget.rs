@@ -14,6 +14,7 @@ use lkst::status::{PackPhase, PackStatus};
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
 use lkst_tests::shared::words;
+use lkst_tests::streamed::Numbered;
 use lkst_tests::view::View;
 use lkst_tests::worker::{Worker, cpus, rename};
 
@@ -43,33 +44,16 @@ fn a_pack_records_no_more_than_its_budget_and_all_that_it_drops_is_counted() {
     ];
     let mut loaded = load(&plans, &env).unwrap();
     loaded.start();
-    let shared = words().unwrap();
     let cpus = cpus();
-    let mut workers: Vec<Worker> = cpus
-        .iter()
-        .enumerate()
-        .map(|(place, cpu)| {
-            Worker::new(*cpu, move || {
-                let mut serial = 0;
-                while shared[0].load(Relaxed) == 0 {
-                    rename(TAG, serial);
-                    serial += 1;
-                    shared[1 + place].store(serial.into(), Relaxed);
-                }
-            })
-            .unwrap()
-        })
-        .collect();
-    workers.iter_mut().for_each(Worker::go);
+    let mut numbered = Numbered::new(TAG, u32::MAX, 0).unwrap();
+    numbered.go();
     std::thread::sleep(Duration::from_secs(SECONDS));
-    shared[0].store(1, Relaxed);
-    for worker in workers {
-        worker.join().unwrap();
-    }
+    numbered.stop().unwrap();
     loaded.stop().unwrap();
 
-    for (place, cpu) in cpus.iter().enumerate() {
-        let made = shared[1 + place].load(Relaxed);
+    let all_made = numbered.made();
+    for cpu in &cpus {
+        let made = u64::from(all_made[&(*cpu as u32)]);
         let counts = |pack: usize, name: &str| {
             let event = loaded.image.packs[pack]
                 .events

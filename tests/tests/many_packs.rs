@@ -3,16 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use lkst::kernel::generation::load;
 use lkst_probes::asm::MapRef;
 use lkst_rules::plan::Plan;
 use lkst_tests::lab::Lab;
-use lkst_tests::shared::words;
+use lkst_tests::streamed::Numbered;
 use lkst_tests::view::View;
-use lkst_tests::worker::{Worker, cpus, rename, renamed};
+use lkst_tests::worker::{cpus, renamed};
 
 /// The most packs that a host may have.
 const PACKS: usize = 64;
@@ -57,38 +56,21 @@ fn sixty_four_packs_of_one_event_each_see_each_hit_once() {
     assert_eq!(rings, PACKS, "each pack is in one part");
     loaded.start();
 
-    let shared = words().unwrap();
     let cpus = cpus();
-    let mut workers: Vec<Worker> = cpus
-        .iter()
-        .enumerate()
-        .map(|(place, cpu)| {
-            Worker::new(*cpu, move || {
-                let mut serial = 0;
-                while shared[0].load(Relaxed) == 0 {
-                    rename(TAG, serial);
-                    serial += 1;
-                    shared[1 + place].store(serial.into(), Relaxed);
-                }
-            })
-            .unwrap()
-        })
-        .collect();
-    workers.iter_mut().for_each(Worker::go);
+    let mut numbered = Numbered::new(TAG, u32::MAX, 0).unwrap();
+    numbered.go();
     for change in 1..=CHANGES {
         let former = loaded.reload(&variants[change % 2], &env).unwrap();
         assert_eq!(former.loaded, 1, "only the one event's program");
         std::thread::sleep(Duration::from_millis(5));
     }
-    shared[0].store(1, Relaxed);
-    for worker in workers {
-        worker.join().unwrap();
-    }
+    numbered.stop().unwrap();
     loaded.stop().unwrap();
 
     let mut by_columns = [0_u64; 2];
-    for (place, cpu) in cpus.iter().enumerate() {
-        let made = shared[1 + place].load(Relaxed);
+    let all_made = numbered.made();
+    for cpu in &cpus {
+        let made = u64::from(all_made[&(*cpu as u32)]);
         for pack in 0..PACKS {
             let events = &loaded.image.packs[pack].events;
             let event = events
