@@ -1,5 +1,5 @@
-//! The names of threads as the kernel keeps them for us: a map that programs of its own fill (`lower/names.rs`), for as
-//! long as anything is traced.
+//! The names of threads: of the living by `/proc`, of the dead by a map that a program of its own fills when they end
+//! (`lower/names.rs`), for as long as anything is traced.
 //!
 //! In: where a task has its name. Out: the name that a thread has or had, asked for one by one: the table is never
 //! copied.
@@ -12,11 +12,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use aya::maps::{HashMap, Map, MapData, MapError};
-use lkst_probes::asm::{Code, MapRef};
+use lkst_probes::asm::MapRef;
 use lkst_probes::image::Attach;
 use lkst_probes::layout::name;
-use lkst_probes::lower::{NAMES_EVENTS, NamesPaths, TaskPaths, names};
-use lkst_rules::schema::{Path, PathStep, Recipe, Schema};
+use lkst_probes::lower::{NAMES_EVENT, NamesPaths, names};
+use lkst_rules::schema::{PathStep, Recipe, Schema};
 
 use super::btf::Btf;
 use super::generation::map_name;
@@ -29,60 +29,42 @@ use crate::trace::names::Thread;
 
 /// `BPF_MAP_TYPE_LRU_HASH` of include/uapi/linux/bpf.h.
 const LRU_HASH: u32 = 9;
-/// `BPF_NOEXIST`: what the programs have written is newer than what was read from `/proc`.
-const NOEXIST: u64 = 1;
 
-/// The map and what fills it.
+/// The map and the link of what fills it.
 pub struct KernelNames {
     map: HashMap<MapData, u32, [u8; name::BYTES]>,
-    _links: Vec<Handle>,
+    _link: Handle,
 }
 
 /// Where tasks have their names, by the kernel's types; `None` where these do not say.
 #[must_use]
 pub fn names_paths(schema: &dyn Schema) -> Option<NamesPaths> {
-    let path = |(system, name): (&str, &str), steps: &[&str]| -> Option<Path> {
-        let event = schema.event(system, name)?;
-        let steps: Vec<PathStep> = steps
-            .iter()
-            .map(|step| PathStep::Name((*step).to_owned()))
-            .collect();
+    let (system, name) = NAMES_EVENT;
+    let event = schema.event(system, name)?;
+    let path = |member: &str| {
+        let steps = ["p", member].map(|step| PathStep::Name(step.to_owned()));
         match schema.argument(&event, &steps).map(|resolved| resolved.recipe) {
             Ok(Recipe::Path(path)) => Some(path),
             other => {
-                tracing::debug!(event = name, ?steps, ?other, "no way to the names of threads");
+                tracing::debug!(member, ?other, "no way to the names of threads");
                 None
             }
         }
     };
-    let task = |event, task: &str, comm: &[&str]| {
-        Some(TaskPaths {
-            tid: path(event, &[task, "pid"])?,
-            pid: path(event, &[task, "tgid"])?,
-            comm: path(event, comm)?,
-        })
-    };
-    let [newtask, rename, exit] = NAMES_EVENTS;
     Some(NamesPaths {
-        newtask: task(newtask, "task", &["task", "comm"])?,
-        rename: task(rename, "task", &["comm"])?,
-        exit: task(exit, "p", &["p", "comm"])?,
+        tid: path("pid")?,
+        pid: path("tgid")?,
+        comm: path("comm")?,
     })
 }
 
-fn link_name(event: &str) -> String {
-    format!("{LINK}{event}")
-}
-
-/// The names of the map and of the links in a bpffs.
-pub(super) fn pinned() -> [String; 4] {
-    let [newtask, rename, exit] = NAMES_EVENTS.map(|(_, event)| link_name(event));
-    [map_name(MapRef::Names), newtask, rename, exit]
+/// The names of the map and of the link in a bpffs.
+pub(super) fn pinned() -> [String; 2] {
+    [map_name(MapRef::Names), format!("{LINK}{}", NAMES_EVENT.1)]
 }
 
 impl KernelNames {
-    /// Makes the map, attaches the programs, then enters the threads that there are. `None` where the kernel's types do
-    /// not say where names are.
+    /// Makes the map and attaches the program. `None` where the kernel's types do not say where names are.
     ///
     /// # Errors
     /// See [`LoadError`]; then nothing of it stays in the kernel.
@@ -94,9 +76,7 @@ impl KernelNames {
         if let (Err(_), Some(pins)) = (&made, &env.pins) {
             unpin(pins);
         }
-        let mut names = made?;
-        names.enter_all();
-        Ok(Some(names))
+        made.map(Some)
     }
 
     fn attached(env: &Environment<'_>, paths: &NamesPaths, btf: &Btf) -> Result<KernelNames, LoadError> {
@@ -110,39 +90,35 @@ impl KernelNames {
         };
         let map = aya_obj::Map::new_from_params(LRU_HASH, 4, name::BYTES as u32, name::ENTRIES, 0);
         let map = MapData::create(map, &format!("lkst_{}", MapRef::Names), None).map_err(map_error)?;
+        let [map_pin, link_pin] = pinned();
         if let Some(pins) = &env.pins {
-            pins.pin(&map_name(MapRef::Names), map.fd().as_fd())
-                .map_err(pin_error)?;
+            pins.pin(&map_pin, map.fd().as_fd()).map_err(pin_error)?;
         }
         let fd = map.fd().as_fd().as_raw_fd();
         // The verifier of another kernel may refuse a plain load that BTF lets us expect.
-        let programs = match load_all(env, paths, btf, fd, true) {
+        let program = match load(env, paths, btf, fd, true) {
             Err(error @ LoadError::Program { .. }) => {
                 tracing::debug!(%error, "plain loads refused, using probe reads");
-                load_all(env, paths, btf, fd, false)
+                load(env, paths, btf, fd, false)
             }
             loaded => loaded,
         }?;
-        let mut links = Vec::with_capacity(programs.len());
-        for ((system, event), program) in NAMES_EVENTS.iter().zip(programs) {
-            let fail = |error: io::Error| LoadError::Attach {
-                event: format!("{system}:{event}"),
-                error: error.to_string(),
-            };
-            let link = Handle::Held(attach_typed(program.as_fd()).map_err(fail)?);
-            links.push(match &env.pins {
-                Some(pins) => link.into_named(pins, link_name(event)).map_err(pin_error)?,
-                None => link,
-            });
+        let fail = |error: io::Error| LoadError::Attach {
+            event: format!("{}:{}", NAMES_EVENT.0, NAMES_EVENT.1),
+            error: error.to_string(),
+        };
+        let mut link = Handle::Held(attach_typed(program.as_fd()).map_err(fail)?);
+        if let Some(pins) = &env.pins {
+            link = link.into_named(pins, link_pin).map_err(pin_error)?;
         }
-        KernelNames::of(map, links).map_err(map_error)
+        KernelNames::of(map, link).map_err(map_error)
     }
 
-    fn of(map: MapData, links: Vec<Handle>) -> Result<KernelNames, MapError> {
+    fn of(map: MapData, link: Handle) -> Result<KernelNames, MapError> {
         let map = Map::LruHashMap(map);
         Ok(KernelNames {
             map: HashMap::try_from(map)?,
-            _links: links,
+            _link: link,
         })
     }
 
@@ -157,41 +133,20 @@ impl KernelNames {
 
     fn opened(pins: &Arc<Pins>) -> Option<KernelNames> {
         let there = pins.names().ok()?;
-        let [map, links @ ..] = pinned();
-        if !links.iter().all(|link| there.contains(link)) {
+        let [map, link] = pinned();
+        if !there.contains(&link) {
             return None;
         }
         let opened = pins
             .get(&map)
             .map_err(MapError::IoError)
             .and_then(MapData::from_fd);
-        let links = links.into_iter().map(|link| Handle::Named(pins.clone(), link));
+        let link = Handle::Named(pins.clone(), link);
         // Entries of another size were made by another version.
-        let names = opened.and_then(|map| KernelNames::of(map, links.collect()));
+        let names = opened.and_then(|map| KernelNames::of(map, link));
         names
             .map_err(|error| tracing::debug!(%error, "names of threads could not be taken over"))
             .ok()
-    }
-
-    /// Enters all threads that there are and that the programs have not entered yet.
-    fn enter_all(&mut self) {
-        for (tid, pid, comm) in all_threads() {
-            let mut entry = [0; name::BYTES];
-            let (number, text) = entry.split_at_mut(name::COMM);
-            number.copy_from_slice(&pid.to_le_bytes());
-            // The last byte stays the NUL.
-            let places = text.iter_mut().take(name::COMM_BYTES - 1);
-            places.zip(&comm).for_each(|(place, byte)| *place = *byte);
-            match self.map.insert(tid, entry, NOEXIST) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(error))
-                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    tracing::debug!(%error, "names of threads that there are were not all entered");
-                    return;
-                }
-            }
-        }
     }
 
     fn entry(&self, tid: u32) -> Option<Thread> {
@@ -208,16 +163,15 @@ impl KernelNames {
     /// The name that a thread has, or had when it ended; `None` where that is too long ago. `pid` is its process.
     #[must_use]
     pub fn of_thread(&self, tid: u32, pid: u32) -> Option<Thread> {
-        // Another process may have a thread of that number by now: better no name than its.
-        let entry = || self.entry(tid).filter(|thread| thread.pid == pid);
-        // What younger ones have pushed out lives, or was entered again when it ended: perhaps between our two looks.
-        entry().or_else(|| proc_name(tid, pid)).or_else(entry)
+        // The dead one was entered before `/proc` forgot it. Another process may have had a thread of that number: better
+        // no name than its.
+        proc_name(tid, pid).or_else(|| self.entry(tid).filter(|thread| thread.pid == pid))
     }
 }
 
-/// Takes their names out of a bpffs, which ends the programs.
+/// Takes their names out of a bpffs, which ends the program.
 pub(super) fn unpin(pins: &Pins) {
-    // The links first, as `Pins::clear`.
+    // The link first, as `Pins::clear`.
     for name in pinned().iter().rev() {
         if let Err(error) = pins.remove(name) {
             tracing::warn!(name, %error, "a name could not be removed");
@@ -225,28 +179,23 @@ pub(super) fn unpin(pins: &Pins) {
     }
 }
 
-fn load_all(
+fn load(
     env: &Environment<'_>,
     paths: &NamesPaths,
     btf: &Btf,
     map: i32,
     direct: bool,
-) -> Result<Vec<OwnedFd>, LoadError> {
-    let codes: [Code; 3] = names(&env.features, paths, direct).map_err(|error| LoadError::Object {
+) -> Result<OwnedFd, LoadError> {
+    let code = names(&env.features, paths, direct).map_err(|error| LoadError::Object {
         event: MapRef::Names.to_string(),
         error: error.to_string(),
     })?;
-    let events = NAMES_EVENTS.iter().zip(&codes);
-    events
-        .map(|((system, event), code)| {
-            let attach = Attach {
-                system: (*system).to_owned(),
-                name: (*event).to_owned(),
-                typed: true,
-            };
-            load_code(&attach, code, |_| Some(map), Some(btf))
-        })
-        .collect()
+    let attach = Attach {
+        system: NAMES_EVENT.0.to_owned(),
+        name: NAMES_EVENT.1.to_owned(),
+        typed: true,
+    };
+    load_code(&attach, &code, |_| Some(map), Some(btf))
 }
 
 /// The name that a living thread has, by `/proc`.

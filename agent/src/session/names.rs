@@ -1,5 +1,5 @@
-//! The names of threads, for what is saved: of the kernel's own table, or where there is none what `/proc` says now and
-//! then.
+//! The names of threads, for what is saved: what `/proc` and the kernel's table of the dead say, or where there is none what
+//! `/proc` says now and then.
 //!
 //! INVARIANT: a name that was seen stays, also when its thread is gone, until another thread has the number.
 
@@ -24,7 +24,7 @@ impl Names {
     /// Reads the names of all threads, unless the kernel keeps them.
     pub(super) fn look(&mut self, kernel: Option<&KernelNames>) {
         if kernel.is_some() {
-            // It has taken over, and has entered all that there were.
+            // It knows whoever ends from now on.
             *self = Names::default();
             return;
         }

@@ -29,7 +29,7 @@ mod value;
 
 pub use budget::PackBudget;
 pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
-pub use names::{NAMES_EVENTS, NamesPaths, TaskPaths, names};
+pub use names::{NAMES_EVENT, NamesPaths, names};
 pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
 
 use crate::arena::Spot;

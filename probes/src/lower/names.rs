@@ -1,23 +1,18 @@
-//! The programs that keep the names of threads, so that a trace can show a name beside a number: apart from the rings,
-//! which overwrite themselves and would lose a name with the record that told it.
+//! The program that keeps the names of threads that have ended, so that a trace can show a name beside a number: apart
+//! from the rings, which overwrite themselves and would lose a name with the record that told it.
 //!
 //! ```text
-//! task:task_newtask         names[task.pid] = { task.tgid, task.comm }
-//! task:task_rename          names[task.pid] = { task.tgid, comm }
-//! sched:sched_process_exit  names[p.pid] = { p.tgid, p.comm }, where it is not there any more
+//! sched:sched_process_exit  names[p.pid] = { p.tgid, p.comm }
 //! ```
 //!
-//! In: where the kernel keeps a task's numbers and name. Out: three typed programs on one map, attached once for all
+//! In: where the kernel keeps a task's numbers and name. Out: a typed program on a map of its own, attached once for all
 //! packs. What an entry looks like is in `layout.rs`.
 //!
-//! The map is an LRU one: names of dead threads are what it is for, nobody can say when the last is needed, and so the
-//! oldest make room for new ones. Keys of spans must not go that way: there the oldest are the hung requests that one
-//! looks for. A thread that lives long is among the oldest too. While it lives `/proc` knows its name, and when it ends
-//! it is entered once more: what a trace needs most is the name of what has just died.
+//! The living have their names in `/proc`; so nothing is done, and nothing costs anything, when a thread is made or
+//! renamed. The entry is made before `/proc` forgets the thread: whoever looks there first and then here finds it.
 //!
-//! Measured (Linux 6.18, x86-64, a VM): a rename pays 200 ns, the best of many loops with and without. A fork pays about 1 µs,
-//! since a new entry has to be found for it, and an exit 0.3 µs, by the kernel's own statistics (`bpf_stats_enabled`), which
-//! count some of their own cost: together 1 % of the 136 µs that fork, exit and wait take there.
+//! The map is an LRU one: nobody can say when the last of the dead is needed, and so the oldest make room for new ones.
+//! Keys of spans must not go that way: there the oldest are the hung requests that one looks for.
 //!
 //! INVARIANT: an entry is written whole, by one update: no reader sees the process of one thread with the name of
 //! another.
@@ -28,34 +23,19 @@ use crate::features::Features;
 use crate::layout::name;
 use lkst_rules::schema::Path;
 
-/// Where a tracepoint's arguments say which thread it is.
+/// Where the tracepoint's argument says which thread it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TaskPaths {
-    /// `task->pid`: the thread.
+pub struct NamesPaths {
+    /// `p->pid`: the thread.
     pub tid: Path,
-    /// `task->tgid`: its process.
+    /// `p->tgid`: its process.
     pub pid: Path,
-    /// Its name: an array of 16 bytes, or a pointer to text.
+    /// `p->comm`: its name, an array of 16 bytes.
     pub comm: Path,
 }
 
-/// As [`TaskPaths`], for each tracepoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamesPaths {
-    /// `task:task_newtask`
-    pub newtask: TaskPaths,
-    /// `task:task_rename`: the name that comes.
-    pub rename: TaskPaths,
-    /// `sched:sched_process_exit`
-    pub exit: TaskPaths,
-}
-
-/// The tracepoints of [`names`], in its order, by system and name.
-pub const NAMES_EVENTS: [(&str, &str); 3] = [
-    ("task", "task_newtask"),
-    ("task", "task_rename"),
-    ("sched", "sched_process_exit"),
-];
+/// The tracepoint of [`names`], by system and name.
+pub const NAMES_EVENT: (&str, &str) = ("sched", "sched_process_exit");
 
 /// Where the key lies on the stack: paths are read by way of `slot::KEY`.
 const TID: i16 = slot::WORD;
@@ -63,41 +43,22 @@ const TID: i16 = slot::WORD;
 const VALUE: i16 = slot::TEXTS + 4;
 const _: () = assert!((VALUE + name::COMM as i16) % 8 == 0 && name::COMM_BYTES == 16);
 
-/// The programs on [`NAMES_EVENTS`]. With `direct`, members of the task are read by plain loads where the schema allows
+/// The program on [`NAMES_EVENT`]. With `direct`, members of the task are read by plain loads where the schema allows
 /// them; otherwise by probe reads.
 ///
 /// # Errors
-/// None in practice: the programs are short.
-pub fn names(features: &Features, paths: &NamesPaths, direct: bool) -> Result<[Code; 3], LowerError> {
-    Ok([
-        program(features, &paths.newtask, direct, false)?,
-        program(features, &paths.rename, direct, false)?,
-        program(features, &paths.exit, direct, true)?,
-    ])
-}
-
-fn program(
-    features: &Features,
-    paths: &TaskPaths,
-    direct: bool,
-    only_missing: bool,
-) -> Result<Code, LowerError> {
+/// None in practice: the program is short.
+pub fn names(features: &Features, paths: &NamesPaths, direct: bool) -> Result<Code, LowerError> {
     let mut emit = Emit::new(features, Part::of_lkst(direct));
     emit.prologue();
     let exit = emit.exit;
 
-    // if (!(tid = task->pid)) return
+    // if (!(tid = p->pid)) return
     emit.load_path(&paths.tid, Size::B4);
     emit.asm.branch32(Cond::Eq, Reg::R1, 0, exit);
     emit.asm.store(Size::B4, Reg::R10, TID, Reg::R1);
-    if only_missing {
-        // if (lookup(names, &tid)) return; the look-up alone keeps the entry among the youngest
-        key(&mut emit);
-        emit.asm.call(Helper::MapLookupElem);
-        emit.asm.branch(Cond::Ne, Reg::R0, 0, exit);
-    }
 
-    // value = { task->tgid, comm }: what comes behind the end of the text is zero
+    // value = { p->tgid, p->comm }
     emit.load_path(&paths.pid, Size::B4);
     emit.asm
         .store(Size::B4, Reg::R10, VALUE + name::PID as i16, Reg::R1);
@@ -107,11 +68,7 @@ fn program(
     emit.address_of_path(&paths.comm, exit);
     address(&mut emit, Reg::R1, comm);
     emit.asm.mov(Reg::R2, name::COMM_BYTES as i32);
-    emit.asm.call(if paths.comm.text_behind {
-        Helper::ProbeReadKernelStr
-    } else {
-        Helper::ProbeReadKernel
-    });
+    emit.asm.call(Helper::ProbeReadKernel);
     emit.asm.branch(Cond::Slt, Reg::R0, 0, exit);
 
     // names[tid] = value
