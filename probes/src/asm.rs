@@ -205,8 +205,8 @@ pub enum MapRef {
     Traced,
     /// The names of threads.
     Names,
-    /// Scratch memory of an event's program, a run of bytes a CPU.
-    Frame(u16),
+    /// Scratch memory of an event's program, of so many bytes a CPU.
+    Frame(u16, u32),
     /// The two slots of an event's dispatcher.
     Slots(u16),
     /// The parts of an event's program that follow its first: a map of its own for each program that is loaded.
@@ -223,7 +223,7 @@ impl std::fmt::Display for MapRef {
             MapRef::Notices => write!(f, "notices"),
             MapRef::Traced => write!(f, "traced"),
             MapRef::Names => write!(f, "names"),
-            MapRef::Frame(program) => write!(f, "frame_{program}"),
+            MapRef::Frame(program, bytes) => write!(f, "frame_{program}_{bytes}"),
             MapRef::Slots(program) => write!(f, "slots_{program}"),
             MapRef::Parts(program) => write!(f, "parts_{program}"),
         }

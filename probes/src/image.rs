@@ -17,8 +17,9 @@ use crate::asm::{Code, MapRef};
 use crate::features::Features;
 use crate::kinds::{attach_of, attaches, follows_command};
 use crate::layout::{PAGE_BYTES, RecordLayout};
-use crate::lower::{self, Kind, LowerError, PackBudget, PackEnv, Part, Section, SyscallLeaf};
+use crate::lower::{self, LowerError, PackBudget, PackEnv, Section, SyscallLeaf};
 use crate::numbers::{Numbered, Numbers, Ring, RuleSpots};
+use crate::parts::in_parts;
 use crate::records::{Layouts, section};
 
 /// What to load and what to write.
@@ -154,13 +155,6 @@ pub struct MapImage {
 const NOTICES_BYTES: u32 = 1 << 18;
 /// Processes that COMMAND may have at once.
 const TRACED_ENTRIES: u32 = 1 << 16;
-
-/// Maps that one program may use: `MAX_USED_MAPS` of include/linux/bpf_verifier.h.
-const MAPS_MAX: usize = 64;
-/// Parts that a program may have: `MAX_TAIL_CALL_CNT` of include/linux/bpf.h, less the dispatcher's call.
-const PARTS_MAX: usize = 32;
-/// Rings that a part is tried with first: it uses some maps beside theirs.
-const RINGS_A_PART: usize = 48;
 
 /// A pack that has no program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -408,93 +402,26 @@ impl<'p> Gathered<'p> {
         probe_reads: &BTreeSet<String>,
         numbers: &mut Numbers,
     ) -> Result<(), BuildError> {
-        for (attach, (pack, sections)) in self.plain {
-            let kind = if attach.typed { Kind::Typed } else { Kind::Classic };
-            let base = Part {
-                kind,
-                direct: !probe_reads.contains(&attach.name),
-                number: number_of(&attach, pack, numbers)?,
-                next: None,
-            };
-            let rings = |section: &Section<'_>| section.pack.rings.len();
-            let built = in_parts(&attach, &sections, rings, base, |some, part| {
-                lower::program(some, features, part)
-            });
-            image.add_program(attach, base.number, pack, built, features)?;
+        for (attach, (pack, mut sections)) in self.plain {
+            let number = number_of(&attach, pack, numbers)?;
+            let built = in_parts(
+                &attach,
+                &mut sections,
+                number,
+                !probe_reads.contains(&attach.name),
+                features,
+            );
+            image.add_program(attach, number, pack, built, features)?;
         }
         for (attach, packs) in self.syscalls {
             let pack = packs.keys().next().copied().unwrap_or(0);
-            let base = Part {
-                kind: Kind::Typed,
-                direct: !probe_reads.contains(&attach.name),
-                number: number_of(&attach, pack, numbers)?,
-                next: None,
-            };
-            let leaves: Vec<Vec<SyscallLeaf<'p>>> = packs.into_values().collect();
-            let rings = |leaves: &Vec<SyscallLeaf<'_>>| {
-                leaves.first().map_or(0, |leaf| leaf.section.pack.rings.len())
-            };
-            let built = in_parts(&attach, &leaves, rings, base, |some, part| {
-                lower::syscall_program(some, features, part)
-            });
-            image.add_program(attach, base.number, pack, built, features)?;
+            let number = number_of(&attach, pack, numbers)?;
+            let mut leaves: Vec<Vec<SyscallLeaf<'p>>> = packs.into_values().collect();
+            let direct = !probe_reads.contains(&attach.name);
+            let built = in_parts(&attach, &mut leaves, number, direct, features);
+            image.add_program(attach, number, pack, built, features)?;
         }
         Ok(())
-    }
-}
-
-/// Lowers what the packs want of one tracepoint, in as few parts as the kernel's limit of maps allows. Returns them and
-/// the bytes of their frame.
-fn in_parts<T>(
-    attach: &Attach,
-    wishes: &[T],
-    rings: impl Fn(&T) -> usize,
-    base: Part,
-    lower: impl Fn(&[T], Part) -> Result<(Code, u32), LowerError>,
-) -> Result<(Vec<Code>, u32), LowerError> {
-    let mut room = RINGS_A_PART;
-    loop {
-        let mut chunks: Vec<&[T]> = Vec::new();
-        let mut rest = wishes;
-        while !rest.is_empty() {
-            let mut used = 0;
-            let fits = rest.iter().take_while(|wish| {
-                used += rings(wish).max(1);
-                used <= room
-            });
-            let (chunk, after) = rest.split_at(fits.count().max(1));
-            chunks.push(chunk);
-            rest = after;
-        }
-        if chunks.len() > PARTS_MAX {
-            return Err(LowerError::TooManyParts {
-                event: format!("{}:{}", attach.system, attach.name),
-                parts: chunks.len(),
-            });
-        }
-        let mut parts = Vec::with_capacity(chunks.len());
-        let mut frame_bytes = 0;
-        for (place, chunk) in (0_u32..).zip(&chunks) {
-            let is_last = place as usize + 1 == chunks.len();
-            let part = Part {
-                next: (!is_last).then_some(place),
-                ..base
-            };
-            let (code, bytes) = lower(chunk, part)?;
-            frame_bytes = frame_bytes.max(bytes);
-            parts.push(code);
-        }
-        let maps = |code: &Code| {
-            code.maps
-                .iter()
-                .map(|(_, map)| map)
-                .collect::<BTreeSet<_>>()
-                .len()
-        };
-        if room == 1 || parts.iter().all(|part| maps(part) <= MAPS_MAX) {
-            return Ok((parts, frame_bytes));
-        }
-        room /= 2;
     }
 }
 
@@ -512,8 +439,8 @@ impl Image {
         let dispatcher = lower::dispatcher(number).map_err(fail)?;
         self.map(MapRef::Slots(number), MapKind::Programs, 4, 2);
         if frame_bytes > 0 {
-            let bytes = frame_bytes * features.cpus;
-            self.map(MapRef::Frame(number), MapKind::Scratch, bytes, 1);
+            let map = MapRef::Frame(number, frame_bytes);
+            self.map(map, MapKind::Scratch, frame_bytes * features.cpus, 1);
         }
         self.programs.push(ProgramImage {
             number,

@@ -18,4 +18,5 @@ mod kinds;
 pub mod layout;
 pub mod lower;
 pub mod numbers;
+mod parts;
 mod records;

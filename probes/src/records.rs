@@ -161,6 +161,7 @@ pub(crate) fn section<'p>(
         unions,
         full,
         fired,
+        firing: None,
     })
 }
 

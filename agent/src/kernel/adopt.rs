@@ -250,7 +250,7 @@ fn open(pins: &Arc<Pins>, names: &[String], manifest: Manifest, image: Image) ->
             // What only programs name, and another version's programs may not have named.
             Err(AdoptError::Damaged { error, .. })
                 if error.kind() == io::ErrorKind::NotFound
-                    && matches!(map.map, MapRef::Frame(_) | MapRef::Traced) => {}
+                    && matches!(map.map, MapRef::Frame(..) | MapRef::Traced) => {}
             opened => {
                 maps.insert(map.map, opened?);
             }

@@ -158,7 +158,10 @@ pub(super) fn make_map(image: &MapImage) -> Result<MapData, LoadError> {
         MapKind::Programs => (3, 4, 0),
     };
     let map = aya_obj::Map::new_from_params(kind, key, image.value_bytes, image.entries, flags);
-    MapData::create(map, &format!("lkst_{}", image.map), None).map_err(|error| LoadError::Map {
+    // The kernel keeps 15 bytes, and refuses more: BPF_OBJ_NAME_LEN of include/uapi/linux/bpf.h.
+    let mut name = format!("lkst_{}", image.map);
+    name.truncate(15);
+    MapData::create(map, &name, None).map_err(|error| LoadError::Map {
         map: image.map.to_string(),
         error,
     })

@@ -1,4 +1,5 @@
-//! Step 3: what the fired rules want is gathered, then done in one compare-and-exchange of the state word.
+//! Step 3: what the fired rules want is gathered in their area of the frame, then done in one compare-and-exchange of the state
+//! word.
 //!
 //! In: actions. Out: instructions that store ends first and the word last, in a bounded loop; every change bumps the
 //! word's sequence number, one that moves only an end too: without it a stale expiry by the agent would undo it.
@@ -8,7 +9,7 @@ use lkst_rules::plan::Action;
 
 use super::record::{Record, Value};
 use super::section::{PackEnv, Section};
-use super::{Emit, frame, slot};
+use super::{Emit, area, slot};
 use crate::arena::Spot;
 use crate::asm::{Alu, Cond, Label, Reg, Size};
 use crate::layout::{RecordLayout, control, counter, state};
@@ -19,7 +20,7 @@ const SWITCHED: i32 = 1;
 const REFUSED: i32 = 2;
 
 impl Emit<'_> {
-    /// Adds one rule's wishes to the frame. Needs the clock, and the frame in its slot.
+    /// Adds one rule's wishes to the area. Needs the clock, and the area in its slot.
     pub(super) fn accumulate(&mut self, pack: &PackEnv<'_>, rule: usize, actions: &[Action]) {
         let (mut enable, mut disable) = (0_u64, 0_u64);
         for action in actions {
@@ -36,9 +37,9 @@ impl Emit<'_> {
                 }
                 Action::Switch { buffer, for_ns } => self.want_switch(rule, *buffer, for_ns.unwrap_or(0)),
                 Action::Stop => {
-                    self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
+                    self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
                     self.asm.constant(Reg::R2, 1 << state::STOPPED_SHIFT);
-                    self.asm.store(Size::B8, Reg::R1, frame::STOP, Reg::R2);
+                    self.asm.store(Size::B8, Reg::R1, area::STOP, Reg::R2);
                 }
                 // The agent saves: the notice tells it.
                 Action::Save { .. } => {}
@@ -47,11 +48,8 @@ impl Emit<'_> {
         if enable | disable == 0 {
             return;
         }
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
-        for (at, add, remove) in [
-            (frame::ENABLE, enable, disable),
-            (frame::DISABLE, disable, enable),
-        ] {
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
+        for (at, add, remove) in [(area::ENABLE, enable, disable), (area::DISABLE, disable, enable)] {
             self.asm.load(Size::B8, Reg::R2, Reg::R1, at);
             self.asm.constant(Reg::R3, add);
             self.asm.alu(Alu::Or, Reg::R2, Reg::R3);
@@ -64,15 +62,15 @@ impl Emit<'_> {
     /// The first `switch` of a hit counts.
     fn want_switch(&mut self, rule: usize, buffer: usize, for_ns: u64) {
         let taken = self.asm.label();
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
-        self.asm.load(Size::B8, Reg::R2, Reg::R1, frame::SWITCH);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
+        self.asm.load(Size::B8, Reg::R2, Reg::R1, area::SWITCH);
         self.asm.branch(Cond::Ne, Reg::R2, 0, taken);
         self.asm
-            .store_imm(Size::B8, Reg::R1, frame::SWITCH, buffer as i32 + 1);
+            .store_imm(Size::B8, Reg::R1, area::SWITCH, buffer as i32 + 1);
         self.asm
-            .store_imm(Size::B8, Reg::R1, frame::SWITCH_RULE, rule as i32 + 1);
+            .store_imm(Size::B8, Reg::R1, area::SWITCH_RULE, rule as i32 + 1);
         self.asm.constant(Reg::R2, for_ns);
-        self.asm.store(Size::B8, Reg::R1, frame::SWITCH_FOR, Reg::R2);
+        self.asm.store(Size::B8, Reg::R1, area::SWITCH_FOR, Reg::R2);
         self.asm.bind(taken);
     }
 
@@ -92,11 +90,11 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
         self.control_word(Reg::R3, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
-        self.asm.load(Size::B8, Reg::R3, Reg::R1, frame::DISABLE);
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
+        self.asm.load(Size::B8, Reg::R3, Reg::R1, area::DISABLE);
         self.asm.alu(Alu::Xor, Reg::R3, -1);
         self.asm.alu(Alu::And, Reg::R2, Reg::R3);
-        self.asm.load(Size::B8, Reg::R3, Reg::R1, frame::ENABLE);
+        self.asm.load(Size::B8, Reg::R3, Reg::R1, area::ENABLE);
         self.asm.alu(Alu::Or, Reg::R2, Reg::R3);
         let (enabled, disabled) = own;
         if enabled | disabled != 0 {
@@ -119,7 +117,7 @@ impl Emit<'_> {
         self.asm.bind(done);
     }
 
-    /// Makes the change that the frame holds. Falls through or jumps to `end`.
+    /// Makes the change that the area holds. Falls through or jumps to `end`.
     pub(super) fn change(&mut self, section: &Section<'_>, end: Label) {
         let pack = section.pack;
         let rules = || {
@@ -136,16 +134,16 @@ impl Emit<'_> {
         let switches = rules().any(|r| r.actions.iter().any(|a| matches!(a, Action::Switch { .. })));
         self.asm.note("change of state");
         let [again, exchange, lost_race, won] = std::array::from_fn(|_| self.asm.label());
-        self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::FRAME);
+        self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::AREA);
         self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 32);
         self.asm.bind(again);
         self.control_word(Reg::R5, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
         self.asm.mov(Reg::R1, Reg::R0);
-        self.asm.load(Size::B8, Reg::R2, Reg::R9, frame::DISABLE);
+        self.asm.load(Size::B8, Reg::R2, Reg::R9, area::DISABLE);
         self.asm.alu(Alu::Xor, Reg::R2, -1);
         self.asm.alu(Alu::And, Reg::R1, Reg::R2);
-        for at in [frame::ENABLE, frame::STOP] {
+        for at in [area::ENABLE, area::STOP] {
             self.asm.load(Size::B8, Reg::R2, Reg::R9, at);
             self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
         }
@@ -163,8 +161,7 @@ impl Emit<'_> {
         for (index, trigger) in section.plan.triggers.iter().enumerate() {
             // Every rule that fired on this hit has lost its change.
             let skip = self.asm.label();
-            self.asm
-                .load(Size::B8, Reg::R1, Reg::R9, frame::FIRED + 8 * (index / 64) as i16);
+            self.asm.load(Size::B8, Reg::R1, Reg::R9, area::held_word(index));
             self.asm.alu(Alu::Rsh, Reg::R1, (index % 64) as i32);
             self.asm.alu(Alu::And, Reg::R1, 1);
             self.asm.branch(Cond::Eq, Reg::R1, 0, skip);
@@ -179,12 +176,12 @@ impl Emit<'_> {
         }
     }
 
-    /// Puts the switch into R1, the word to be. R0 the word as it is, R5 its address, R9 the frame. Falls through or
+    /// Puts the switch into R1, the word to be. R0 the word as it is, R5 its address, R9 the area. Falls through or
     /// jumps to `exchange`; to `lost_race` where another CPU has moved the end meanwhile.
     fn switch(&mut self, pack: &PackEnv<'_>, exchange: Label, lost_race: Label) {
         let [moved, free, ends, store] = std::array::from_fn(|_| self.asm.label());
         self.asm.store_imm(Size::B8, Reg::R10, slot::OUTCOME, 0);
-        self.asm.load(Size::B8, Reg::R2, Reg::R9, frame::SWITCH);
+        self.asm.load(Size::B8, Reg::R2, Reg::R9, area::SWITCH);
         self.asm.branch(Cond::Eq, Reg::R2, 0, exchange);
         self.asm.alu(Alu::Sub, Reg::R2, 1);
         self.asm.alu(Alu::And, Reg::R2, 7);
@@ -198,7 +195,7 @@ impl Emit<'_> {
         // To the current buffer: only its end moves, and only later. By compare-and-exchange, for another CPU may be
         // moving it further; then everything is looked at anew.
         self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
-        self.asm.load(Size::B8, Reg::R4, Reg::R9, frame::SWITCH_FOR);
+        self.asm.load(Size::B8, Reg::R4, Reg::R9, area::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
         self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
         self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
@@ -225,7 +222,7 @@ impl Emit<'_> {
         self.asm.alu(Alu::Lsh, Reg::R2, CURRENT);
         self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
         self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
-        self.asm.load(Size::B8, Reg::R4, Reg::R9, frame::SWITCH_FOR);
+        self.asm.load(Size::B8, Reg::R4, Reg::R9, area::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
         self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
         self.asm.jump(store);
@@ -259,8 +256,8 @@ impl Emit<'_> {
         self.asm.bind(was_refused);
         for trigger in &section.plan.triggers {
             let skip = self.asm.label();
-            self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
-            self.asm.load(Size::B8, Reg::R1, Reg::R1, frame::SWITCH_RULE);
+            self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
+            self.asm.load(Size::B8, Reg::R1, Reg::R1, area::SWITCH_RULE);
             self.asm.branch(Cond::Ne, Reg::R1, trigger.rule as i32 + 1, skip);
             self.count_shared(pack.rule(trigger.rule).counters.plus(counter::REFUSED));
             self.asm.bind(skip);

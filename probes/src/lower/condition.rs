@@ -162,28 +162,29 @@ impl Emit<'_> {
         self.value(value);
         let no = self.asm.label();
         let (hit, miss) = if truth { (target, no) } else { (no, target) };
-        self.search(&list, hit, miss);
+        let targets: Vec<(u64, Label)> = list.into_iter().map(|value| (value, hit)).collect();
+        self.search(&targets, miss);
         self.asm.bind(no);
     }
 
-    /// A search tree of immediates: R1 in `list` (ascending as unsigned) jumps to `hit`, otherwise to `miss`. Keeps
-    /// R1, uses R2.
-    fn search(&mut self, list: &[u64], hit: Label, miss: Label) {
-        if list.len() <= 4 {
-            for value in list {
-                self.branch_constant(Cond::Eq, *value, hit);
+    /// A search tree of immediates: goes where R1 is found among the targets (ascending as unsigned), otherwise to
+    /// `miss`. Keeps R1, uses R2.
+    pub(super) fn search(&mut self, targets: &[(u64, Label)], miss: Label) {
+        if targets.len() <= 4 {
+            for (value, hit) in targets {
+                self.branch_constant(Cond::Eq, *value, *hit);
             }
             self.asm.jump(miss);
             return;
         }
-        let (low, high) = list.split_at(list.len() / 2);
+        let (low, high) = targets.split_at(targets.len() / 2);
         let upper = self.asm.label();
-        if let Some(first) = high.first() {
+        if let Some((first, _)) = high.first() {
             self.branch_constant(Cond::Ge, *first, upper);
         }
-        self.search(low, hit, miss);
+        self.search(low, miss);
         self.asm.bind(upper);
-        self.search(high, hit, miss);
+        self.search(high, miss);
     }
 
     /// Compares R1 with a constant of any size.

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! section of a pack:  state ─→ members: set, condition, sample, cap ─→ record.rs
-//!                           └→ rules: decide.rs ─→ fired? ─→ the full record, `lkst:fired`, act.rs
+//!                           └→ rules: decide.rs ─→ one holds? ─→ fire.rs: the full record, `lkst:fired`, act.rs
 //! ```
 //!
 //! `value.rs` computes integers, `text.rs` reads and compares text, `condition.rs` branches; all go through
@@ -21,16 +21,19 @@ mod condition;
 mod decide;
 mod dispatch;
 mod field;
+mod fire;
 mod names;
 mod record;
 mod section;
 mod text;
+mod tree;
 mod value;
 
 pub use budget::PackBudget;
 pub use dispatch::{TrackerPaths, dispatcher, idle, tracker};
+pub use fire::{Entry, Piece, firings};
 pub use names::{NAMES_EVENT, NamesPaths, names};
-pub use section::{PackEnv, Section, SyscallLeaf, program, syscall_program};
+pub use section::{Area, Firing, PackEnv, Section, SyscallLeaf, program, syscall_program};
 
 use crate::arena::Spot;
 use crate::asm::{Alu, Asm, AsmError, Cond, Helper, Label, MapRef, Reg, Size};
@@ -58,6 +61,8 @@ pub struct Part {
     pub number: u16,
     /// The place of the part that follows, among those after the first.
     pub next: Option<u32>,
+    /// Bytes of the frame, each CPU's.
+    pub frame_bytes: u32,
 }
 
 impl Part {
@@ -68,6 +73,7 @@ impl Part {
             direct,
             number: 0,
             next: None,
+            frame_bytes: 0,
         }
     }
 }
@@ -172,8 +178,8 @@ pub(crate) mod slot {
     pub(crate) const HEAD: i16 = -72;
     /// Its id, where records of one shape share their code.
     pub(crate) const ID: i16 = -80;
-    /// Whether this pack has recorded this hit.
-    pub(crate) const RECORDED: i16 = -88;
+    /// The area of the section at hand; before the firings, 0 where no condition holds.
+    pub(crate) const AREA: i16 = -88;
     /// Tries left of a bounded loop.
     pub(crate) const TRIES: i16 = -96;
     /// The frame of this program and CPU.
@@ -188,8 +194,10 @@ pub(crate) mod slot {
     pub(crate) const COUNTERS: i16 = -136;
     /// What a pack has spent in this second, where this hit is the first over its budget; 0 elsewhere.
     pub(crate) const OVER: i16 = -144;
+    /// 1 where a condition of some pack's rule has held.
+    pub(crate) const PENDING: i16 = -152;
     /// Lengths of texts that were read before the record was reserved, eight bytes each.
-    pub(crate) const LENGTHS: i16 = -152;
+    pub(crate) const LENGTHS: i16 = -160;
     /// How many of them.
     pub(crate) const LENGTHS_MAX: usize = 15;
     /// Intermediate values, eight bytes each.
@@ -201,29 +209,74 @@ pub(crate) mod slot {
     const _: () = assert!(TEXTS >= -512);
 }
 
-/// The scratch memory of a program on a CPU, beside the stack: the verifier forgets what lies there, which keeps it
-/// from following every combination of fired rules. A program does not nest in itself on a CPU, so nobody shares it.
+/// The scratch memory of an event's program on a CPU: what its parts tell one another, and what is too large for the
+/// stack. The verifier forgets what lies there, which keeps it from following every combination of rules. A program does
+/// not nest in itself on a CPU, so nobody shares it.
 pub(crate) mod frame {
-    /// `u64`: the sets that the firings enable.
-    pub(crate) const ENABLE: i16 = 0;
-    /// `u64`: the sets that they disable.
-    pub(crate) const DISABLE: i16 = 8;
-    /// `u64`: 0, or 1 + the buffer of the first `switch`.
-    pub(crate) const SWITCH: i16 = 16;
-    /// `u64`: nanoseconds of its `for`, 0 where it has none.
-    pub(crate) const SWITCH_FOR: i16 = 24;
-    /// `u64`: 1 << `STOPPED_SHIFT` where a firing stops the pack.
-    pub(crate) const STOP: i16 = 32;
-    /// `u64`: 1 + the rule that asked for the switch, whose counters it belongs to.
-    pub(crate) const SWITCH_RULE: i16 = 40;
-    /// `u64` each: which triggers fired, one bit each.
-    pub(crate) const FIRED: i16 = 64;
-    /// Words of them.
-    pub(crate) const FIRED_WORDS: usize = 16;
+    /// `u64`: the hit's time, where a condition has held.
+    pub(crate) const TIME: i16 = 0;
     /// Where texts begin.
-    pub(crate) const TEXTS: i16 = FIRED + 8 * FIRED_WORDS as i16;
+    pub(crate) const TEXTS: i16 = 64;
     /// Bytes of a text: 256, one more to see that it is cut, rounded up.
     pub(crate) const TEXT_BYTES: i16 = 264;
+    /// Where the areas begin, see [`super::area`].
+    pub(crate) const AREAS: i16 = TEXTS + 16 * TEXT_BYTES;
+}
+
+/// A part of the frame: what is known of a pack's rules at this hit. Byte offsets.
+pub(crate) mod area {
+    /// `u64`: where the section's firings go on, see `Entry::word`; 0 where there are none.
+    pub(crate) const NEXT: i16 = 0;
+    /// `u64`: the state that the hit goes by.
+    pub(crate) const STATE: i16 = 8;
+    /// `u64`: 1 where the hit is recorded.
+    pub(crate) const RECORDED: i16 = 16;
+    /// `u64`: 1 where a rule has fired.
+    pub(crate) const FIRED: i16 = 24;
+    /// `u64`: the sets that the firings enable.
+    pub(crate) const ENABLE: i16 = 32;
+    /// `u64`: the sets that they disable.
+    pub(crate) const DISABLE: i16 = 40;
+    /// `u64`: 0, or 1 + the buffer of the first `switch`.
+    pub(crate) const SWITCH: i16 = 48;
+    /// `u64`: nanoseconds of its `for`, 0 where it has none.
+    pub(crate) const SWITCH_FOR: i16 = 56;
+    /// `u64`: 1 << `STOPPED_SHIFT` where a firing stops the pack.
+    pub(crate) const STOP: i16 = 64;
+    /// `u64`: 1 + the rule that asked for the switch, whose counters it belongs to.
+    pub(crate) const SWITCH_RULE: i16 = 72;
+    /// `u64` each: first the triggers whose conditions hold, then those of them that fire, one bit each.
+    pub(crate) const HELD: i16 = 80;
+
+    /// The word with the bit of a trigger.
+    pub(crate) fn held_word(trigger: usize) -> i16 {
+        HELD + 8 * (trigger / 64) as i16
+    }
+
+    /// Bytes of an area for so many triggers.
+    pub(crate) fn bytes(triggers: usize) -> u32 {
+        HELD as u32 + 8 * triggers.div_ceil(64) as u32
+    }
+
+    /// What is cleared before the first trigger is marked, beside the words of `HELD`.
+    pub(crate) const CLEARED: [i16; 8] = [
+        RECORDED,
+        FIRED,
+        ENABLE,
+        DISABLE,
+        SWITCH,
+        SWITCH_FOR,
+        STOP,
+        SWITCH_RULE,
+    ];
+}
+
+/// Where the areas begin in the frame.
+pub(crate) const AREAS_AT: u16 = frame::AREAS as u16;
+
+/// Bytes of an area for so many triggers.
+pub(crate) fn area_bytes(triggers: usize) -> u32 {
+    area::bytes(triggers)
 }
 
 /// Whether something was done on the way here.
@@ -248,8 +301,10 @@ pub(crate) struct Emit<'a> {
     pub(crate) exit: Label,
     pub(crate) clock: Known,
     pub(crate) who: Known,
-    /// Bytes of the frame that are used.
-    pub(crate) frame_bytes: u32,
+    /// Bytes of the frame, each CPU's.
+    frame_stride: u32,
+    /// Somebody uses it.
+    pub(crate) uses_frame: bool,
     /// Intermediate values in use.
     temps: usize,
     /// The first expression that was too deep.
@@ -260,11 +315,6 @@ pub(crate) struct Emit<'a> {
     way: budget::Way,
 }
 
-/// Bytes of a frame, each CPU's on cache lines of its own.
-pub(crate) const FRAME_STRIDE: u32 = 4544;
-const _: () = assert!(FRAME_STRIDE.is_multiple_of(64));
-const _: () = assert!(FRAME_STRIDE as usize >= frame::TEXTS as usize + 16 * frame::TEXT_BYTES as usize);
-
 impl<'a> Emit<'a> {
     pub(crate) fn new(features: &'a Features, part: Part) -> Self {
         let Part {
@@ -272,6 +322,7 @@ impl<'a> Emit<'a> {
             direct,
             number,
             next,
+            frame_bytes,
         } = part;
         let mut asm = Asm::default();
         let exit = asm.label();
@@ -286,7 +337,8 @@ impl<'a> Emit<'a> {
             exit,
             clock: Known::No,
             who: Known::No,
-            frame_bytes: 0,
+            frame_stride: frame_bytes,
+            uses_frame: false,
             temps: 0,
             too_deep: None,
             unreadable_counter: None,
@@ -355,12 +407,8 @@ impl<'a> Emit<'a> {
             self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::WHO);
             self.asm.branch(Cond::Ne, Reg::R1, 0, have);
         }
-        if self.syscalls
-            && let Some(path) = self.features.compat_status.clone()
-        {
-            self.load_path(&path, Size::B4);
-            let exit = self.exit;
-            self.asm.branch(Cond::Set, Reg::R1, 2, exit);
+        if self.syscalls {
+            self.unless_foreign(self.exit);
         }
         self.asm.call(Helper::GetCurrentPidTgid);
         self.asm.store(Size::B8, Reg::R10, slot::WHO, Reg::R0);
@@ -368,6 +416,14 @@ impl<'a> Emit<'a> {
         self.asm.store(Size::B8, Reg::R10, slot::CPU, Reg::R0);
         self.asm.bind(have);
         self.who = Known::Yes;
+    }
+
+    /// To `foreign` where the hit is a 32-bit system call. Registers but R6 to R9 are lost.
+    pub(crate) fn unless_foreign(&mut self, foreign: Label) {
+        if let Some(path) = self.features.compat_status.clone() {
+            self.load_path(&path, Size::B4);
+            self.asm.branch(Cond::Set, Reg::R1, 2, foreign);
+        }
     }
 
     /// R0 = this CPU, below the number of CPUs.
@@ -436,10 +492,11 @@ impl<'a> Emit<'a> {
 
     /// R1 = this CPU's frame. Uses R0 (on some kernels the CPU's number is a call).
     pub(crate) fn frame_in_r1(&mut self) {
-        self.frame_bytes = FRAME_STRIDE;
+        self.uses_frame = true;
         self.cpu_in_r0();
-        self.asm.map_value(Reg::R1, MapRef::Frame(self.number), 0);
-        self.asm.alu(Alu::Mul, Reg::R0, FRAME_STRIDE.cast_signed());
+        let map = MapRef::Frame(self.number, self.frame_stride);
+        self.asm.map_value(Reg::R1, map, 0);
+        self.asm.alu(Alu::Mul, Reg::R0, self.frame_stride.cast_signed());
         self.asm.alu(Alu::Add, Reg::R1, Reg::R0);
     }
 

@@ -8,8 +8,9 @@ use lkst_rules::plan::{Column, EventPlan, Load, Member, Node, Plan};
 use lkst_rules::schema::Recipe;
 
 use super::budget::{PackBudget, Way};
+use super::fire::Entry;
 use super::record::{Record, Value};
-use super::{Emit, Known, LowerError, Part, slot};
+use super::{Emit, Known, LowerError, Part, area, slot};
 use crate::arena::Spot;
 use crate::asm::{Alu, Code, Cond, Helper, Label, Reg, Size};
 use crate::features::Features;
@@ -69,6 +70,24 @@ pub struct Section<'p> {
     pub full: Option<usize>,
     /// For each trigger its `lkst:fired` record and the columns of it.
     pub fired: Vec<(RecordLayout, Vec<Column>)>,
+    /// Where its firings are, where it has triggers.
+    pub firing: Option<Firing>,
+}
+
+/// A part of the frame, for one section at a time: the system calls of a pack share one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Area {
+    /// Where it lies.
+    pub at: i16,
+}
+
+/// Where a section's firings are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Firing {
+    /// What its conditions hand over.
+    pub area: Area,
+    /// The first piece of it.
+    pub first: Entry,
 }
 
 /// A section for one system call.
@@ -86,23 +105,30 @@ type Shape = Vec<(Encoding, Recipe)>;
 /// Records of one shape share their code; this is what is still to be emitted.
 type Shared<'p> = BTreeMap<String, (Label, Record<'p>)>;
 
-/// The program of a tracepoint.
+/// The program of a tracepoint, or a part of one. `areas` are those of all its sections.
 ///
 /// # Errors
 /// See [`LowerError`].
-pub fn program(sections: &[Section<'_>], features: &Features, part: Part) -> Result<(Code, u32), LowerError> {
+pub fn program(
+    sections: &[Section<'_>],
+    areas: &[Area],
+    features: &Features,
+    part: Part,
+) -> Result<(Code, u32), LowerError> {
     let mut emit = Emit::new(features, part);
     emit.prologue();
+    emit.nothing_held(areas);
     for section in sections {
         let end = emit.asm.label();
         let charged = emit.open(section.pack, end);
-        emit.steps(section, end, None);
+        emit.steps(section, None);
         emit.asm.bind(end);
         emit.paths_meet();
         emit.overload(section.pack);
         let way = std::mem::take(&mut emit.way);
         emit.hit_costs(charged, way);
     }
+    emit.held(areas);
     finish(emit)
 }
 
@@ -112,12 +138,14 @@ pub fn program(sections: &[Section<'_>], features: &Features, part: Part) -> Res
 /// See [`LowerError`].
 pub fn syscall_program(
     packs: &[Vec<SyscallLeaf<'_>>],
+    areas: &[Area],
     features: &Features,
     part: Part,
 ) -> Result<(Code, u32), LowerError> {
     let mut emit = Emit::new(features, part);
     emit.syscalls = true;
     emit.prologue();
+    emit.nothing_held(areas);
     for leaves in packs {
         let Some(first) = leaves.first() else { continue };
         let end = emit.asm.label();
@@ -158,19 +186,39 @@ pub fn syscall_program(
         };
         emit.hit_costs(charged, way);
     }
+    emit.held(areas);
     finish(emit)
 }
 
-fn finish(mut emit: Emit<'_>) -> Result<(Code, u32), LowerError> {
+pub(super) fn finish(mut emit: Emit<'_>) -> Result<(Code, u32), LowerError> {
     emit.epilogue();
     if let Some(span) = emit.too_deep {
         return Err(LowerError::TooDeep { span });
     }
     let long_jumps = emit.features.long_jumps;
-    Ok((emit.asm.finish(long_jumps)?, emit.frame_bytes))
+    let frame_bytes = if emit.uses_frame { emit.frame_stride } else { 0 };
+    Ok((emit.asm.finish(long_jumps)?, frame_bytes))
 }
 
 impl Emit<'_> {
+    /// Before the first section.
+    fn nothing_held(&mut self, areas: &[Area]) {
+        if !areas.is_empty() {
+            self.asm.store_imm(Size::B8, Reg::R10, slot::PENDING, 0);
+        }
+    }
+
+    /// After the last section: to the firings, where a condition has held.
+    fn held(&mut self, areas: &[Area]) {
+        if areas.is_empty() {
+            return;
+        }
+        let exit = self.exit;
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::PENDING);
+        self.asm.branch(Cond::Eq, Reg::R1, 0, exit);
+        self.to_firings(areas);
+    }
+
     /// R7 = the pack's state; to `end` where it has stopped. Charges the hit: see [`Emit::charge_hit`].
     fn open(&mut self, pack: &PackEnv<'_>, end: Label) -> Option<usize> {
         self.asm.note(format!("pack {}", pack.plan.pack));
@@ -199,7 +247,7 @@ impl Emit<'_> {
             self.asm
                 .branch32(Cond::Ne, Reg::R9, leaf.number.cast_signed(), end);
             (self.clock, self.who) = before;
-            self.steps(&leaf.section, end, Some(shared));
+            self.steps(&leaf.section, Some(shared));
             self.asm.jump(end);
             return;
         }
@@ -214,19 +262,16 @@ impl Emit<'_> {
         }
     }
 
-    /// Record, decide, act.
-    fn steps<'p>(&mut self, section: &'p Section<'p>, end: Label, shared: Option<&mut Shared<'p>>) {
+    /// Record, and decide as far as the conditions go: in the opposite order.
+    fn steps<'p>(&mut self, section: &'p Section<'p>, shared: Option<&mut Shared<'p>>) {
         self.unreadable_counter = Some(section.spots.counters.plus(counter::UNREADABLE));
-        let decides = !section.plan.triggers.is_empty();
-        if decides {
-            self.asm.store_imm(Size::B8, Reg::R10, slot::RECORDED, 0);
+        // Conditions have no side effects: judged first, they leave it to the record to be the section's last word, which
+        // several sections may share.
+        if !section.plan.triggers.is_empty() {
+            self.decide(section);
         }
         if !section.plan.members.is_empty() {
-            self.record_step(section, if decides { None } else { shared });
-        }
-        if decides {
-            self.paths_meet();
-            self.decide(section, end);
+            self.record_step(section, shared);
         }
     }
 
@@ -392,9 +437,12 @@ impl Emit<'_> {
         after: Label,
         shared: Option<&mut Shared<'p>>,
     ) {
-        let decides = !section.plan.triggers.is_empty();
-        if decides {
-            self.asm.store_imm(Size::B8, Reg::R10, slot::RECORDED, 1);
+        if !section.plan.triggers.is_empty() {
+            let nothing_held = self.asm.label();
+            self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
+            self.asm.branch(Cond::Eq, Reg::R1, 0, nothing_held);
+            self.asm.store_imm(Size::B8, Reg::R1, area::RECORDED, 1);
+            self.asm.bind(nothing_held);
         }
         if single {
             let Some(record) = section
