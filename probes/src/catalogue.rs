@@ -6,7 +6,7 @@
 //! INVARIANT: a row says what the header does that the text names. The kernel's own classic value is the test of it, on
 //! the kernels where that test was run and for the events that it could make happen.
 
-use lkst_rules::schema::PathStep;
+use lkst_rules::schema::{Operator, PathStep};
 
 /// The catalogue itself.
 const TEXT: &str = include_str!("catalogue.txt");
@@ -49,6 +49,26 @@ pub enum Expression {
         /// The value where the pointer is `SEND_SIG_PRIV`.
         private: i64,
     },
+    /// `text_or(bdi.dev, bdi.dev_name, (unknown))`
+    TextOr {
+        /// What must not be null.
+        pointer: Place,
+        /// The text.
+        of: Place,
+        /// What there is otherwise.
+        otherwise: String,
+    },
+    /// A number.
+    Number(i64),
+    /// `(a + b)`
+    Binary {
+        /// What is done.
+        operator: Operator,
+        /// The first.
+        a: Box<Expression>,
+        /// The second.
+        b: Box<Expression>,
+    },
 }
 
 /// A path as the catalogue writes it.
@@ -85,6 +105,7 @@ pub fn rows() -> Result<Vec<Row>, CatalogueError> {
 pub fn parse(text: &str) -> Result<Vec<Row>, CatalogueError> {
     let mut rows: Vec<Row> = Vec::new();
     let mut events: Vec<&str> = Vec::new();
+    let mut after_events = false;
     for (index, line) in text.lines().enumerate() {
         let line_number = index + 1;
         let failed = |message: String| CatalogueError {
@@ -95,12 +116,17 @@ pub fn parse(text: &str) -> Result<Vec<Row>, CatalogueError> {
             continue;
         }
         if !line.starts_with(' ') {
-            events = line.split_whitespace().collect();
+            if !after_events {
+                events.clear();
+            }
+            after_events = true;
+            events.extend(line.split_whitespace());
             if let Some(wrong) = events.iter().find(|event| !event.contains(':')) {
                 return Err(failed(format!("`{wrong}` is no `system:event`")));
             }
             continue;
         }
+        after_events = false;
         let Some((field, expressions)) = line.split_once('=') else {
             return Err(failed("expected `field = expression`".to_owned()));
         };
@@ -132,9 +158,16 @@ fn expression(text: &str) -> Option<Expression> {
     if text == "jiffies" {
         return Some(Expression::Jiffies);
     }
-    let Some((function, arguments)) = text.strip_suffix(')').and_then(|text| text.split_once('(')) else {
-        return place(text).map(Expression::Path);
-    };
+    if let Some(function) = function(text) {
+        return Some(function);
+    }
+    let mut rest = text;
+    let first = sum(&mut rest)?;
+    rest.trim().is_empty().then_some(first)
+}
+
+fn function(text: &str) -> Option<Expression> {
+    let (function, arguments) = text.strip_suffix(')')?.split_once('(')?;
     let arguments: Vec<_> = arguments.split(',').map(str::trim).collect();
     match (function, arguments.as_slice()) {
         ("switch_state", [preempt, prev_state, exit_state]) => Some(Expression::SwitchState {
@@ -147,7 +180,53 @@ fn expression(text: &str) -> Option<Expression> {
             none: number(none)?,
             private: number(private)?,
         }),
+        ("text_or", [pointer, of, otherwise]) => Some(Expression::TextOr {
+            pointer: place(pointer)?,
+            of: place(of)?,
+            otherwise: (*otherwise).to_owned(),
+        }),
         _ => None,
+    }
+}
+
+/// Operands and operators from left to right: what belongs together otherwise is in brackets. Ends before what is no
+/// operator.
+fn sum(rest: &mut &str) -> Option<Expression> {
+    let mut all = operand(rest)?;
+    loop {
+        let behind = rest.trim_start();
+        let of = |operator: &Operator| Some((*operator, behind.strip_prefix(operator.symbol())?));
+        let Some((operator, right)) = Operator::ALL.iter().find_map(of) else {
+            return Some(all);
+        };
+        *rest = right;
+        all = Expression::Binary {
+            operator,
+            a: Box::new(all),
+            b: Box::new(operand(rest)?),
+        };
+    }
+}
+
+fn operand(rest: &mut &str) -> Option<Expression> {
+    let text = rest.trim_start();
+    if let Some(inner) = text.strip_prefix('(') {
+        *rest = inner;
+        let all = sum(rest)?;
+        *rest = rest.trim_start().strip_prefix(')')?;
+        return Some(all);
+    }
+    let ends = |c: char| !(c.is_ascii_alphanumeric() || "_.[]".contains(c));
+    let start = usize::from(text.starts_with('*'));
+    let end = text
+        .get(start..)?
+        .find(ends)
+        .map_or(text.len(), |end| start + end);
+    let (word, behind) = text.split_at(end);
+    *rest = behind;
+    match number(word) {
+        Some(number) => Some(Expression::Number(number)),
+        None => place(word).map(Expression::Path),
     }
 }
 
@@ -201,7 +280,7 @@ mod tests {
         events.dedup();
         events.sort_unstable();
         events.dedup();
-        assert!(events.len() >= 40, "{}", events.len());
+        assert!(events.len() >= 280, "{}", events.len());
         Ok(())
     }
 
@@ -231,6 +310,38 @@ mod tests {
             expression("switch_state(a, b, c.d)"),
             Some(Expression::SwitchState { .. })
         ));
+        assert!(matches!(
+            expression("text_or(a, b.c, (null))"),
+            Some(Expression::TextOr { otherwise, .. }) if otherwise == "(null)"
+        ));
+        assert_eq!(expression("0x10"), Some(Expression::Number(16)));
+    }
+
+    #[test]
+    fn operators_are_read_from_left_to_right_and_by_brackets() {
+        let binary = |operator, a, b| Expression::Binary {
+            operator,
+            a: Box::new(a),
+            b: Box::new(b),
+        };
+        let (a, b) = (
+            || path(false, &[Name("a".to_owned())]),
+            || path(false, &[Name("b".to_owned()), Index(0)]),
+        );
+        let number = Expression::Number;
+        let sum = binary(Operator::Subtract, a(), b());
+        assert_eq!(
+            expression("a - *b << 3"),
+            Some(binary(Operator::Left, sum.clone(), number(3)))
+        );
+        let not_zero = binary(Operator::NotEqual, b(), number(0));
+        assert_eq!(
+            expression("a * (b[0] != 0)"),
+            Some(binary(Operator::Multiply, a(), not_zero))
+        );
+        for wrong in ["a +", "(a", "a)", "a b", "+ a", "a / b", "()"] {
+            assert_eq!(expression(wrong), None, "{wrong}");
+        }
     }
 
     #[test]
@@ -251,12 +362,12 @@ mod tests {
 
     #[test]
     fn events_above_share_the_fields_below() -> Result<(), CatalogueError> {
-        let rows = parse("# so\na:b a:c\n  x = y | *y\n")?;
+        let rows = parse("# so\na:b\na:c\n  x = y | *y\na:d\n  x = y\n")?;
         let all: Vec<_> = rows
             .iter()
             .map(|row| (row.line, row.event.as_str(), row.alternatives.len()))
             .collect();
-        assert_eq!(all, [(3, "a:b", 2), (3, "a:c", 2)]);
+        assert_eq!(all, [(4, "a:b", 2), (4, "a:c", 2), (6, "a:d", 1)]);
         Ok(())
     }
 }

@@ -419,15 +419,21 @@ impl Display for Cooked<'_> {
             } => {
                 write!(f, "siginfo {}, else {none} or {private}", Walked(member))
             }
-            Recipe::Shifted { of, right, left } => write!(f, "({}) >> {right} << {left}", Cooked(of)),
-            Recipe::Sum { a, b, minus } => {
-                write!(
-                    f,
-                    "({}) {} ({})",
-                    Cooked(a),
-                    if *minus { '-' } else { '+' },
-                    Cooked(b)
-                )
+            Recipe::TextOr {
+                pointer,
+                of,
+                otherwise,
+            } => write!(f, "{}, or {otherwise:?} unless {}", Walked(of), Walked(pointer)),
+            Recipe::Constant(value) => write!(f, "{value}"),
+            Recipe::As { of, bits, signed } => {
+                let ty = Type::Int {
+                    bits: *bits,
+                    signed: *signed,
+                };
+                write!(f, "{}({})", TypeName(ty), Cooked(of))
+            }
+            Recipe::Binary { operator, a, b } => {
+                write!(f, "({} {} {})", Cooked(a), operator.symbol(), Cooked(b))
             }
         }
     }

@@ -191,24 +191,82 @@ pub enum Recipe {
         /// The value for 1.
         private: i64,
     },
-    /// A value shifted right and masked, or shifted left: `((x >> right) << left) & mask`.
-    Shifted {
-        /// The value before.
-        of: Box<Recipe>,
-        /// Bits to the right.
-        right: u8,
-        /// Bits to the left, afterwards.
-        left: u8,
+    /// Text at the end of a path, and a constant one where a pointer is null: `bdi_dev_name()`, or what the kernel
+    /// formats where there is no text.
+    TextOr {
+        /// The pointer.
+        pointer: Path,
+        /// The text.
+        of: Path,
+        /// The other one, of at most 15 bytes.
+        otherwise: Arc<str>,
     },
-    /// `a - b` or `a + b`, wrapping.
-    Sum {
+    /// A constant.
+    Constant(i64),
+    /// A value at a width of its own: what C does when an integer is used in an expression or assigned to another type.
+    As {
+        /// The value.
+        of: Box<Recipe>,
+        /// Its width.
+        bits: u8,
+        /// Its sign.
+        signed: bool,
+    },
+    /// Two values in one, in 64 bits.
+    Binary {
+        /// What is done.
+        operator: Operator,
         /// The first.
         a: Box<Recipe>,
         /// The second.
         b: Box<Recipe>,
-        /// Subtract.
-        minus: bool,
     },
+}
+
+/// What is done with two integers of 64 bits. Everything wraps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operator {
+    /// `a + b`
+    Add,
+    /// `a - b`
+    Subtract,
+    /// `a * b`
+    Multiply,
+    /// `a & b`
+    And,
+    /// `a << b`
+    Left,
+    /// `a >> b` of unsigned integers.
+    Right,
+    /// `a != b`: 1 or 0.
+    NotEqual,
+}
+
+impl Operator {
+    /// As C writes it.
+    #[must_use]
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Operator::Add => "+",
+            Operator::Subtract => "-",
+            Operator::Multiply => "*",
+            Operator::And => "&",
+            Operator::Left => "<<",
+            Operator::Right => ">>",
+            Operator::NotEqual => "!=",
+        }
+    }
+
+    /// All of them.
+    pub const ALL: [Operator; 7] = [
+        Operator::Add,
+        Operator::Subtract,
+        Operator::Multiply,
+        Operator::And,
+        Operator::Left,
+        Operator::Right,
+        Operator::NotEqual,
+    ];
 }
 
 /// A walk from an argument or from the current task to a value.

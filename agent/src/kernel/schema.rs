@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use lkst_probes::catalogue::{self, Expression, Place as CataloguePlace, Row};
 use lkst_rules::schema::{
-    Event, Field, Origin, Path as SchemaPath, PathError, PathStep, Recipe, Resolved, Schema, Symbols, Type,
+    Event, Field, Operator, Origin, Path as SchemaPath, PathError, PathStep, Recipe, Resolved, Schema,
+    Symbols, Type,
 };
 
 use super::arguments::{self, TypedArgument};
@@ -225,6 +226,11 @@ impl KernelSchema {
         let (Some(rows), Some(btf)) = (self.catalogue.get(&event.full_name()), self.btf.as_ref()) else {
             return;
         };
+        let kernel = Kernel {
+            btf,
+            arguments,
+            enumerator: &|name| self.one_value(name),
+        };
         let recipes: Option<Vec<_>> = event
             .fields
             .iter()
@@ -232,7 +238,7 @@ impl KernelSchema {
                 let row = rows.iter().find(|row| row.field == field.name)?;
                 row.alternatives
                     .iter()
-                    .find_map(|expression| recipe(btf, arguments, field.ty, expression))
+                    .find_map(|expression| recipe(&kernel, field.ty, expression))
             })
             .collect();
         let Some(recipes) = recipes else {
@@ -422,26 +428,46 @@ fn unreadable(btf: &Btf, start: Start) -> Option<&'static str> {
     }
 }
 
+/// What expressions of the catalogue are about.
+struct Kernel<'k> {
+    btf: &'k Btf,
+    /// The tracepoint's.
+    arguments: &'k [TypedArgument],
+    /// The value of an enumerator.
+    enumerator: &'k dyn Fn(&str) -> Option<i64>,
+}
+
 /// How a typed program computes a field, and the field's type with it. `None` where the kernel's types differ.
-fn recipe(
-    btf: &Btf,
-    arguments: &[TypedArgument],
-    ty: Type,
-    expression: &Expression,
-) -> Option<(Recipe, Type)> {
+fn recipe(kernel: &Kernel<'_>, ty: Type, expression: &Expression) -> Option<(Recipe, Type)> {
     match expression {
         Expression::Path(place) => {
-            let found = follow(btf, arguments, place)?;
-            let ty = fitting(ty, &found)?;
-            Some((found.recipe, ty))
+            let found = follow(kernel, place)?;
+            match fitting(ty, &found) {
+                Some(ty) => Some((found.recipe, ty)),
+                None => assigned(ty, integer(found)?),
+            }
         }
+        Expression::TextOr {
+            pointer,
+            of,
+            otherwise,
+        } => {
+            let found = follow(kernel, of)?;
+            let recipe = Recipe::TextOr {
+                pointer: path_of(follow(kernel, pointer)?)?,
+                otherwise: otherwise.as_str().into(),
+                of: path_of(found.clone())?,
+            };
+            matches!(ty, Type::Text { .. }).then_some((recipe, fitting(ty, &found)?))
+        }
+        Expression::Number(_) | Expression::Binary { .. } => assigned(ty, computed(kernel, expression)?),
         Expression::Jiffies => matches!(ty, Type::Int { .. }).then_some((Recipe::Jiffies, ty)),
         Expression::SwitchState {
             preempt,
             prev_state,
             exit_state,
         } => {
-            let path = |place| path_of(follow(btf, arguments, place)?);
+            let path = |place| path_of(follow(kernel, place)?);
             let recipe = Recipe::SwitchState {
                 preempt: path(preempt)?,
                 prev_state: path(prev_state)?,
@@ -454,7 +480,7 @@ fn recipe(
             none,
             private,
         } => {
-            let found = follow(btf, arguments, member)?;
+            let found = follow(kernel, member)?;
             let ty = fitting(ty, &found)?;
             Some((
                 Recipe::Siginfo {
@@ -468,6 +494,84 @@ fn recipe(
     }
 }
 
+/// A value of an expression: an integer, and its type.
+struct Integer {
+    recipe: Recipe,
+    bits: u8,
+    signed: bool,
+}
+
+impl Integer {
+    /// The value at its own width, for whatever uses it at another.
+    fn whole(self) -> Box<Recipe> {
+        Box::new(match self.recipe {
+            constant @ Recipe::Constant(_) => constant,
+            of => Recipe::As {
+                of: Box::new(of),
+                bits: self.bits,
+                signed: self.signed,
+            },
+        })
+    }
+}
+
+/// What a path leads to as an integer: of text behind a pointer, the pointer.
+fn integer(found: Resolved) -> Option<Integer> {
+    let mut recipe = found.recipe;
+    let (bits, signed) = match (found.ty, &mut recipe) {
+        (Type::Int { bits, signed }, _) => (bits, signed),
+        (Type::Bool, _) => (8, false),
+        (Type::Text { .. }, Recipe::Path(path)) if path.text_behind => {
+            path.text_behind = false;
+            (64, false)
+        }
+        _ => return None,
+    };
+    Some(Integer { recipe, bits, signed })
+}
+
+fn computed(kernel: &Kernel<'_>, expression: &Expression) -> Option<Integer> {
+    let recipe = match expression {
+        Expression::Path(place) => match (follow(kernel, place), place.steps.as_slice()) {
+            (Some(found), _) => return integer(found),
+            (None, [PathStep::Name(name)]) => Recipe::Constant((kernel.enumerator)(name)?),
+            _ => return None,
+        },
+        Expression::Number(number) => Recipe::Constant(*number),
+        Expression::Binary { operator, a, b } => Recipe::Binary {
+            operator: *operator,
+            a: computed(kernel, a)?.whole(),
+            b: computed(kernel, b)?.whole(),
+        },
+        _ => return None,
+    };
+    Some(Integer {
+        recipe,
+        bits: 64,
+        signed: false,
+    })
+}
+
+/// A field that is assigned an integer, as C does it.
+fn assigned(field: Type, value: Integer) -> Option<(Recipe, Type)> {
+    let recipe = match (field, value.recipe) {
+        (Type::Int { .. }, recipe @ (Recipe::Constant(_) | Recipe::Binary { .. })) => recipe,
+        (Type::Int { bits, .. }, recipe) if bits == value.bits => recipe,
+        (Type::Int { .. }, recipe) => Recipe::As {
+            of: Box::new(recipe),
+            bits: value.bits,
+            signed: value.signed,
+        },
+        (Type::Bool, recipe) => Recipe::Binary {
+            operator: Operator::NotEqual,
+            a: Integer { recipe, ..value }.whole(),
+            b: Box::new(Recipe::Constant(0)),
+        },
+        _ => return None,
+    };
+    Some((recipe, field))
+}
+
 fn path_of(found: Resolved) -> Option<SchemaPath> {
     match found.recipe {
         Recipe::Path(path) => Some(path),
@@ -475,7 +579,8 @@ fn path_of(found: Resolved) -> Option<SchemaPath> {
     }
 }
 
-fn follow(btf: &Btf, arguments: &[TypedArgument], place: &CataloguePlace) -> Option<Resolved> {
+fn follow(kernel: &Kernel<'_>, place: &CataloguePlace) -> Option<Resolved> {
+    let Kernel { btf, arguments, .. } = kernel;
     if place.current {
         return btf_path::resolve(btf, Start::CurrentTask, &place.steps, 0).ok();
     }
@@ -489,8 +594,9 @@ fn follow(btf: &Btf, arguments: &[TypedArgument], place: &CataloguePlace) -> Opt
     btf_path::resolve(btf, start, rest, 1).ok()
 }
 
-/// The type of a field that is assigned what a path leads to: its own, if the value is as wide, so that one load is the
-/// whole assignment. Text of varying length that is copied from an array is as long as that.
+/// The type of a field that is assigned what a path leads to, if one load is the whole assignment: its own, where the
+/// value is as wide. Text of varying length that is copied from an array is as long as that. An array may be what the
+/// kernel keeps as one integer (an address) or as another array.
 fn fitting(field: Type, found: &Resolved) -> Option<Type> {
     match (field, found.ty) {
         (Type::Int { bits, .. }, Type::Int { bits: from, .. }) => (bits == from).then_some(field),
@@ -498,8 +604,26 @@ fn fitting(field: Type, found: &Resolved) -> Option<Type> {
         (Type::Text { capacity }, Type::Text { capacity: from }) => Some(Type::Text {
             capacity: capacity.min(from),
         }),
+        (Type::Array { bits, count, .. }, Type::Int { bits: from, .. })
+            if u32::from(bits) * u32::from(count) == u32::from(from) && lies_in_memory(&found.recipe) =>
+        {
+            Some(field)
+        }
+        (
+            Type::Array { bits, count, .. },
+            Type::Array {
+                bits: from,
+                count: elements,
+                ..
+            },
+        ) if u32::from(bits) * u32::from(count) == u32::from(from) * u32::from(elements) => Some(field),
         _ => None,
     }
+}
+
+/// Whether a path ends in memory, in whole bytes.
+fn lies_in_memory(recipe: &Recipe) -> bool {
+    matches!(recipe, Recipe::Path(path) if !path.hops.is_empty() && path.bits.is_none())
 }
 
 fn is_in_interrupt(system: &str, name: &str) -> bool {

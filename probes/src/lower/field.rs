@@ -7,7 +7,7 @@
 //! kernel's exception tables; everything else goes through `bpf_probe_read_kernel`, which returns an error.
 
 use lkst_rules::plan::{Load, TaskValue};
-use lkst_rules::schema::{Base, Path, Place, Recipe, Type};
+use lkst_rules::schema::{Base, Operator, Path, Place, Recipe, Type};
 
 use super::{Emit, Kind, slot};
 use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
@@ -165,17 +165,49 @@ impl Emit<'_> {
                 self.load_siginfo(member, *none, *private, size_of_bits(bits));
                 self.extend(bits, signed);
             }
-            Recipe::Shifted { of, right, left } => {
-                self.load_recipe(of, 64, false);
-                if *right > 0 {
-                    self.asm.alu(Alu::Rsh, Reg::R1, i32::from(*right));
-                }
-                if *left > 0 {
-                    self.asm.alu(Alu::Lsh, Reg::R1, i32::from(*left));
-                }
+            // Text is read by `text.rs`.
+            Recipe::TextOr { .. } => self.asm.mov(Reg::R1, 0),
+            Recipe::Constant(value) => {
+                self.asm.constant(Reg::R1, value.cast_unsigned());
                 self.extend(bits, signed);
             }
-            Recipe::Sum { a, b, minus } => {
+            Recipe::As {
+                of,
+                bits: own,
+                signed: own_sign,
+            } => {
+                self.load_recipe(of, *own, *own_sign);
+                if *own == 64 {
+                    self.forget_pointer();
+                }
+                if (bits, signed) != (*own, *own_sign) {
+                    self.extend(bits, signed);
+                }
+            }
+            Recipe::Binary { operator, a, b } => {
+                self.load_binary(*operator, a, b);
+                self.extend(bits, signed);
+            }
+        }
+    }
+
+    /// R1 = two values in one.
+    fn load_binary(&mut self, operator: Operator, a: &Recipe, b: &Recipe) {
+        let alu = match operator {
+            Operator::Add => Some(Alu::Add),
+            Operator::Subtract => Some(Alu::Sub),
+            Operator::Multiply => Some(Alu::Mul),
+            Operator::And => Some(Alu::And),
+            Operator::Left => Some(Alu::Lsh),
+            Operator::Right => Some(Alu::Rsh),
+            Operator::NotEqual => None,
+        };
+        match b {
+            Recipe::Constant(b) => {
+                self.load_recipe(a, 64, false);
+                self.asm.constant(Reg::R2, b.cast_unsigned());
+            }
+            _ => {
                 self.load_recipe(a, 64, false);
                 let temp = self.temp(lkst_rules::source::Span::default());
                 self.asm.store(Size::B8, Reg::R10, temp, Reg::R1);
@@ -183,9 +215,18 @@ impl Emit<'_> {
                 self.asm.mov(Reg::R2, Reg::R1);
                 self.asm.load(Size::B8, Reg::R1, Reg::R10, temp);
                 self.drop_temp();
-                self.asm
-                    .alu(if *minus { Alu::Sub } else { Alu::Add }, Reg::R1, Reg::R2);
-                self.extend(bits, signed);
+            }
+        }
+        match alu {
+            Some(alu) => self.asm.alu(alu, Reg::R1, Reg::R2),
+            None => {
+                let (differ, done) = (self.asm.label(), self.asm.label());
+                self.asm.branch(Cond::Ne, Reg::R1, Reg::R2, differ);
+                self.asm.mov(Reg::R1, 0);
+                self.asm.jump(done);
+                self.asm.bind(differ);
+                self.asm.mov(Reg::R1, 1);
+                self.asm.bind(done);
             }
         }
     }
@@ -249,6 +290,49 @@ impl Emit<'_> {
                 self.probe_read_r3(size);
             }
         }
+    }
+
+    /// R3 = the kernel address of the text or array that a recipe leads to; jumps to `null` where there is none.
+    pub(crate) fn address_of_recipe(&mut self, recipe: &Recipe, null: Label) {
+        match recipe {
+            Recipe::Path(path) => self.address_of_path(path, null),
+            Recipe::TextOr {
+                pointer,
+                of,
+                otherwise,
+            } => {
+                let (there, done) = (self.asm.label(), self.asm.label());
+                self.load_path(pointer, Size::B8);
+                self.forget_pointer();
+                self.asm.branch(Cond::Ne, Reg::R1, 0, there);
+                self.constant_text(otherwise);
+                self.asm.jump(done);
+                self.asm.bind(there);
+                self.address_of_path(of, null);
+                self.asm.bind(done);
+            }
+            _ => self.asm.jump(null),
+        }
+    }
+
+    /// R3 = the address of a short text with its NUL. It lies in two slots for intermediate values, which nothing uses
+    /// before the text is read.
+    fn constant_text(&mut self, text: &str) {
+        let mut bytes = [0; 16];
+        for (to, from) in bytes.iter_mut().zip(text.bytes().take(15)) {
+            *to = from;
+        }
+        let upper = self.temp(lkst_rules::source::Span::default());
+        let lower = self.temp(lkst_rules::source::Span::default());
+        let value = u128::from_le_bytes(bytes);
+        for (slot, half) in [(lower, value as u64), (upper, (value >> 64) as u64)] {
+            self.asm.constant(Reg::R1, half);
+            self.asm.store(Size::B8, Reg::R10, slot, Reg::R1);
+        }
+        self.drop_temp();
+        self.drop_temp();
+        self.asm.mov(Reg::R3, Reg::R10);
+        self.asm.alu(Alu::Add, Reg::R3, i32::from(lower));
     }
 
     /// R3 = the kernel address of the text or array at the end of a path; jumps to `null` where there is none.

@@ -19,7 +19,7 @@
 //! Interrupts that nest there find a writer at work, as anywhere else between the two.
 
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
-use lkst_rules::schema::{Place, Recipe};
+use lkst_rules::schema::Place;
 
 use super::field::size_of_bits;
 use super::section::PackEnv;
@@ -466,12 +466,11 @@ impl Emit<'_> {
             (_, Some(place)) => self.place_address(place),
             (
                 Node::Load(Load::Field {
-                    recipe: Some(Recipe::Path(path)),
-                    ..
+                    recipe: Some(recipe), ..
                 }),
                 _,
-            )
-            | (Node::Load(Load::Task(TaskValue::Comm(path))), _) => self.address_of_path(path, null),
+            ) => self.address_of_recipe(recipe, null),
+            (Node::Load(Load::Task(TaskValue::Comm(path))), _) => self.address_of_path(path, null),
             _ => self.asm.jump(null),
         }
         self.asm.mov(Reg::R1, Reg::R9);

@@ -7,7 +7,7 @@
 //! negated ones too, and is counted.
 
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
-use lkst_rules::schema::{Place, Recipe, Type};
+use lkst_rules::schema::{Place, Type};
 
 use super::{Emit, Kind, frame, slot};
 use crate::asm::{Alu, Cond, Helper, Label, Reg, Size};
@@ -119,7 +119,7 @@ impl Emit<'_> {
         match &expr.node {
             Node::Load(Load::Field { place, recipe, .. }) => match (self.kind, place, recipe) {
                 (Kind::Classic, Some(place), _) => self.place_address(*place),
-                (Kind::Typed, _, Some(Recipe::Path(path))) => self.address_of_path(path, unreadable),
+                (Kind::Typed, _, Some(recipe)) => self.address_of_recipe(recipe, unreadable),
                 _ => self.asm.jump(unreadable),
             },
             Node::Load(Load::Task(TaskValue::Comm(path) | TaskValue::Ppid(path))) => {
