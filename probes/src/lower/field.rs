@@ -268,7 +268,7 @@ impl Emit<'_> {
 
     /// R1 = the pointer before a path's last hop. Returns whether plain loads may go on from it. Jumps to `null` with
     /// R1 = 0.
-    fn walk(&mut self, path: &Path, null: Label) -> bool {
+    pub(super) fn walk(&mut self, path: &Path, null: Label) -> bool {
         self.load_base(path.base);
         let mut direct = self.direct;
         let pointers = path.hops.len().saturating_sub(1);

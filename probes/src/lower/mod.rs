@@ -168,8 +168,6 @@ pub(crate) mod slot {
     pub(crate) const LENGTH: i16 = -32;
     /// Its position in the ring.
     pub(crate) const AT: i16 = -40;
-    /// Its offset in its page; the verifier knows its bounds.
-    pub(crate) const OFFSET: i16 = -48;
     /// Its word, without the id.
     pub(crate) const WORD: i16 = -56;
     /// `busy` of the head as found.

@@ -202,8 +202,7 @@ impl Emit<'_> {
         }
     }
 
-    /// Takes a place. R0 old position, R1 the record's, R2 its offset in the page, R3 a scratch, R4 `outer`,
-    /// R5 the head.
+    /// Takes a place. R0 old position, R1 the record's, R2 and R3 scratch, R4 `outer`, R5 the head.
     fn reserve_in(&mut self, pack: &PackEnv<'_>, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
         let [again, next_page, placed, no_room, entered, got] = std::array::from_fn(|_| self.asm.label());
         self.asm
@@ -214,6 +213,10 @@ impl Emit<'_> {
         self.asm.alu(Alu::Add, Reg::R5, Reg::R1);
         self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
         self.asm.load(Size::B8, Reg::R4, Reg::R5, head::BUSY as i16);
+        // Once more, to be tested at the end: of one value the verifier would know there which way it went here, and follow
+        // all that lies between once for each. Whoever nests between the two loads leaves it as it was.
+        self.asm.load(Size::B8, Reg::R1, Reg::R5, head::BUSY as i16);
+        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R1);
 
         self.asm.bind(again);
         self.asm.load(Size::B8, Reg::R0, Reg::R5, head::POS as i16);
@@ -221,20 +224,23 @@ impl Emit<'_> {
         self.asm.mov(Reg::R2, Reg::R0);
         self.asm.alu(Alu::And, Reg::R2, PAGE - 1);
         self.asm.branch(Cond::Lt, Reg::R2, HEADER, next_page);
-        self.asm.branch(Cond::Le, Reg::R2, PAGE - i32::from(max), placed);
+        self.asm
+            .branch(Cond::Gt, Reg::R2, PAGE - i32::from(max), next_page);
+        self.asm.bind(placed);
+        self.claim(ring, length, [got, again, no_room]);
+
+        // Apart from the way that most take. Also so that the verifier comes to it last: it knows more of a place at a
+        // page's begin, and has then seen all that follows for any place.
         self.asm.bind(next_page);
         self.asm.alu(Alu::Add, Reg::R1, PAGE - 1);
         self.asm.alu(Alu::And, Reg::R1, -PAGE);
         self.asm.alu(Alu::Add, Reg::R1, HEADER);
         if ring.stream {
             self.unless_drained(ring, no_room);
-        }
-        self.asm.mov(Reg::R2, HEADER);
-        if ring.stream {
             self.claim(ring, length, [entered, again, no_room]);
+        } else {
+            self.asm.jump(placed);
         }
-        self.asm.bind(placed);
-        self.claim(ring, length, [got, again, no_room]);
 
         self.asm.bind(no_room);
         // Atomic: a nested writer may find no room between our load and our store.
@@ -249,12 +255,11 @@ impl Emit<'_> {
             self.entered(pack, ring);
         }
         self.asm.bind(got);
-        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R4);
         self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
         self.asm.alu(Alu::Rsh, Reg::R3, 12);
         self.word(length);
-        self.page(ring, lost);
+        self.page(ring, max, lost);
     }
 
     /// To `no_room` where the page of R1 still holds, a lap ago, what was not drained. Uses R2 and R3.
@@ -268,12 +273,11 @@ impl Emit<'_> {
             .branch(Cond::Ge, Reg::R3, ring.pages.cast_signed(), no_room);
     }
 
-    /// Moves `pos` from R0 behind a record at R1, which lies at R2 in its page. Goes to `got`; to `again` where somebody
+    /// Moves `pos` from R0 behind a record at R1. Goes to `got`; to `again` where somebody
     /// else moved it; or to `no_room`.
     fn claim(&mut self, ring: Ring, length: Option<i32>, [got, again, no_room]: [Label; 3]) {
         let [nested, exchange] = std::array::from_fn(|_| self.asm.label());
         self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
-        self.asm.store(Size::B8, Reg::R10, slot::OFFSET, Reg::R2);
         // In a stream the interrupted writer's page is not drained, so that nobody enters it anew: `unless_drained`.
         self.asm
             .branch(Cond::Ne, Reg::R4, 0, if ring.stream { exchange } else { nested });
@@ -319,7 +323,7 @@ impl Emit<'_> {
         self.asm.jump(no_room);
     }
 
-    /// A stream has entered a page: the reader is told where that begins a quarter of the ring. R4 and R5 stay.
+    /// A stream has entered a page: the reader is told where that begins a quarter of the ring. R5 stays.
     fn entered(&mut self, pack: &PackEnv<'_>, ring: Ring) {
         let quarter = (ring.pages / 4).max(1);
         let no_quarter = self.asm.label();
@@ -332,10 +336,8 @@ impl Emit<'_> {
             }
             self.asm.branch(Cond::Ne, Reg::R3, 0, no_quarter);
         }
-        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R4);
         self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         self.wake_reader(pack.index);
-        self.asm.load(Size::B8, Reg::R4, Reg::R10, slot::OUTER);
         self.asm.load(Size::B8, Reg::R5, Reg::R10, slot::HEAD);
         self.asm.bind(no_quarter);
     }
@@ -363,7 +365,7 @@ impl Emit<'_> {
 
     /// R9 = the record, its word saying *reserved*, its page's head saying which page it is. R3 the page's sequence
     /// number.
-    fn page(&mut self, Ring { map, pages, .. }: Ring, lost: Label) {
+    fn page(&mut self, Ring { map, pages, .. }: Ring, max: u16, lost: Label) {
         let current = self.asm.label();
         self.asm.mov(Reg::R9, Reg::R3);
         match pages.is_power_of_two() {
@@ -380,7 +382,10 @@ impl Emit<'_> {
         self.asm.call(Helper::MapLookupElem);
         self.asm.branch(Cond::Eq, Reg::R0, 0, lost);
         self.asm.mov(Reg::R1, Reg::R0);
-        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::OFFSET);
+        // It lies in the page, see `reserve_in`; the verifier is told here, where all ways have met.
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::AT);
+        self.asm.alu(Alu::And, Reg::R2, PAGE - 1);
+        self.asm.branch(Cond::Gt, Reg::R2, PAGE - i32::from(max), lost);
         self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
         self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::WORD);
         self.asm.store(Size::B8, Reg::R1, record::ID as i16, Reg::R2);
@@ -442,7 +447,7 @@ impl Emit<'_> {
         self.asm.store(size, Reg::R9, offset, Reg::R1);
     }
 
-    /// A fixed array: word by word where it lies in the context, by a probe read elsewhere.
+    /// A fixed array: word by word where plain loads reach it, by a probe read elsewhere.
     fn fill_bytes(&mut self, expr: &Expr, bytes: usize, offset: i16) {
         if let Some(Place::At(from)) = place_of(expr, self.kind)
             && bytes <= 64
@@ -462,6 +467,21 @@ impl Emit<'_> {
             return;
         }
         let (null, done) = (self.asm.label(), self.asm.label());
+        if let Some((path, from)) = self.plain_array(expr)
+            && bytes <= 64
+            && bytes.is_multiple_of(8)
+        {
+            self.walk(path, null);
+            self.asm.branch(Cond::Eq, Reg::R1, 0, null);
+            for at in (0..bytes as i16).step_by(8) {
+                self.asm.load(Size::B8, Reg::R2, Reg::R1, from + at);
+                self.asm.store(Size::B8, Reg::R9, offset + at, Reg::R2);
+            }
+            self.asm.jump(done);
+            self.zeros(null, bytes, offset);
+            self.asm.bind(done);
+            return;
+        }
         match (&expr.node, place_of(expr, self.kind)) {
             (_, Some(place)) => self.place_address(place),
             (
@@ -479,11 +499,24 @@ impl Emit<'_> {
         // Where it fails the kernel fills the destination with zeros.
         self.asm.call(Helper::ProbeReadKernel);
         self.asm.jump(done);
-        self.asm.bind(null);
-        for at in 0..bytes {
-            self.asm.store_imm(Size::B1, Reg::R9, offset + at as i16, 0);
-        }
+        self.zeros(null, bytes, offset);
         self.asm.bind(done);
+    }
+
+    /// At `null`: so many zeros in the record.
+    fn zeros(&mut self, null: Label, bytes: usize, offset: i16) {
+        self.asm.bind(null);
+        let mut at = 0;
+        while at < bytes {
+            let place = offset as usize + at;
+            let width = [8, 4, 2, 1]
+                .into_iter()
+                .find(|w| *w <= bytes - at && place.is_multiple_of(*w))
+                .unwrap_or(1);
+            let size = Size::of_bytes(width).unwrap_or(Size::B1);
+            self.asm.store_imm(size, Reg::R9, place as i16, 0);
+            at += width;
+        }
     }
 
     /// A varying column at the cursor, which lies in the slot `AT`.

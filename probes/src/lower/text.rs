@@ -3,21 +3,26 @@
 //! In: expressions of type text. Out: branches, or text in this program's frame, ready to be recorded.
 //!
 //! Text is read with `bpf_probe_read_*_str`, which ends at the first NUL and says the length with its NUL. A fixed
-//! array of a classic context is compared where it lies. Text that cannot be read makes every comparison false,
-//! negated ones too, and is counted.
+//! array of a classic context, or of a structure that plain loads reach, is compared where it lies. Text that cannot be
+//! read makes every comparison false, negated ones too, and is counted.
 
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
-use lkst_rules::schema::{Place, Type};
+use lkst_rules::schema::{Path, Place, Recipe, Type};
 
 use super::{Emit, Kind, frame, slot};
 use crate::asm::{Alu, Cond, Helper, Label, Reg, Size};
 use crate::layout::{CUT, UNREADABLE, VARYING_MAX_BYTES};
+
+/// Bytes of a text on the stack.
+const STACK_BYTES: usize = 32;
 
 /// Where a text lies while it is compared.
 #[derive(Debug, Clone, Copy)]
 enum Held {
     /// In a classic program's context, from this byte, in so many bytes.
     Context(i16, usize),
+    /// In a structure that R3 points to, from this byte, in so many bytes, by plain loads.
+    Array(i16, usize),
     /// On the stack.
     Stack(i16),
     /// In the frame, in this text slot.
@@ -168,6 +173,25 @@ impl Emit<'_> {
         self.asm.branch(Cond::Slt, Reg::R0, 0, unreadable);
     }
 
+    /// The path to an array whose bytes plain loads reach, and its offset in the last structure.
+    pub(super) fn plain_array<'e>(&self, expr: &'e Expr) -> Option<(&'e Path, i16)> {
+        let (Node::Load(Load::Field {
+            recipe: Some(Recipe::Path(path)),
+            ..
+        })
+        | Node::Load(Load::Task(TaskValue::Comm(path)))) = &expr.node
+        else {
+            return None;
+        };
+        let is_plain = self.kind == Kind::Typed
+            && self.direct
+            && !path.text_behind
+            && path.bits.is_none()
+            && path.hops.iter().all(|hop| hop.direct);
+        let offset = i16::try_from(path.hops.last()?.offset).ok()?;
+        is_plain.then_some((path, offset))
+    }
+
     /// Brings a text to where constant offsets of it can be loaded.
     fn hold(&mut self, expr: &Expr, unreadable: Label) -> Held {
         if literal(expr).is_some() {
@@ -185,7 +209,13 @@ impl Emit<'_> {
         {
             return Held::Context(offset.cast_signed(), capacity);
         }
-        if capacity < 32 {
+        if let Some((path, offset)) = self.plain_array(expr) {
+            self.walk(path, unreadable);
+            self.asm.branch(Cond::Eq, Reg::R1, 0, unreadable);
+            self.asm.mov(Reg::R3, Reg::R1);
+            return Held::Array(offset, capacity);
+        }
+        if capacity < STACK_BYTES {
             let helper = self.text_address(expr, unreadable);
             self.asm.mov(Reg::R1, Reg::R10);
             self.asm.alu(Alu::Add, Reg::R1, i32::from(slot::TEXTS));
@@ -201,8 +231,8 @@ impl Emit<'_> {
     /// Jumps to `miss` unless the held text begins with these bytes, and ends there if `whole`. Uses R1 to R3.
     fn match_held(&mut self, held: Held, text: &[u8], whole: bool, miss: Label) {
         let mut bytes = text.to_vec();
-        let (base, offset, aligned) = match held {
-            Held::Context(offset, capacity) => {
+        let (base, offset, room) = match held {
+            Held::Context(offset, capacity) | Held::Array(offset, capacity) => {
                 if text.len() > capacity {
                     return self.asm.jump(miss);
                 }
@@ -210,16 +240,20 @@ impl Emit<'_> {
                 if whole && text.len() < capacity {
                     bytes.push(0);
                 }
-                (Reg::R6, offset, true)
+                let base = match held {
+                    Held::Context(..) => Reg::R6,
+                    _ => Reg::R3,
+                };
+                (base, offset, capacity)
             }
             Held::Stack(offset) => {
                 if whole {
                     bytes.push(0);
                 }
-                if bytes.len() > 32 {
+                if bytes.len() > STACK_BYTES {
                     return self.asm.jump(miss);
                 }
-                (Reg::R10, offset, false)
+                (Reg::R10, offset, STACK_BYTES)
             }
             Held::Frame(index) => {
                 if whole {
@@ -230,34 +264,48 @@ impl Emit<'_> {
                 }
                 self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::FRAME);
                 self.asm.alu(Alu::Add, Reg::R3, text_slot(index));
-                (Reg::R3, 0, false)
+                (Reg::R3, 0, VARYING_MAX_BYTES)
             }
             Held::Literal => return self.asm.jump(miss),
         };
-        self.match_bytes(base, offset, aligned, &bytes, miss);
+        self.match_bytes(base, offset, room, &bytes, miss);
     }
 
-    /// Jumps to `miss` unless the memory at `base + offset` holds these bytes. Uses R1 and R2.
-    fn match_bytes(&mut self, base: Reg, offset: i16, aligned: bool, bytes: &[u8], miss: Label) {
+    /// Jumps to `miss` unless the memory at `base + offset`, of which `room` bytes may be loaded, holds these bytes. Uses
+    /// R1 and R2.
+    fn match_bytes(&mut self, base: Reg, offset: i16, room: usize, bytes: &[u8], miss: Label) {
+        // The verifier refuses unaligned loads of the context.
+        let aligned = base == Reg::R6;
         let mut at = 0;
         while let Some(rest) = bytes.get(at..)
             && !rest.is_empty()
         {
             let place = offset + at as i16;
-            let width = [8, 4, 2, 1]
-                .into_iter()
-                .find(|&w| w <= rest.len() && (!aligned || place.unsigned_abs().is_multiple_of(w as u16)))
-                .unwrap_or(1);
+            let fits = |width: usize| !aligned || place.unsigned_abs().is_multiple_of(width as u16);
+            // A word of which the last bytes are shifted out, rather than two or three smaller ones.
+            let in_one = rest.len() < 8 && !rest.len().is_power_of_two() && at + 8 <= room && fits(8);
+            let width = match in_one {
+                true => rest.len(),
+                false => [8, 4, 2, 1]
+                    .into_iter()
+                    .find(|&w| w <= rest.len() && fits(w))
+                    .unwrap_or(1),
+            };
             let mut word = [0; 8];
             for (to, from) in word.iter_mut().zip(rest.iter().take(width)) {
                 *to = *from;
             }
-            let word = u64::from_le_bytes(word);
-            self.asm
-                .load(Size::of_bytes(width).unwrap_or(Size::B1), Reg::R1, base, place);
+            let mut word = u64::from_le_bytes(word);
+            let size = Size::of_bytes(width).unwrap_or(Size::B8);
+            self.asm.load(size, Reg::R1, base, place);
+            if in_one {
+                let shift = 64 - 8 * width as i32;
+                self.asm.alu(Alu::Lsh, Reg::R1, shift);
+                word <<= shift;
+            }
             if width == 4 {
                 self.asm.branch32(Cond::Ne, Reg::R1, word as u32 as i32, miss);
-            } else if let Ok(imm) = i32::try_from(word) {
+            } else if let Ok(imm) = i32::try_from(word.cast_signed()) {
                 self.asm.branch(Cond::Ne, Reg::R1, imm, miss);
             } else {
                 self.asm.constant(Reg::R2, word);
@@ -300,7 +348,7 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::FRAME);
         self.asm.alu(Alu::Add, Reg::R3, text_slot(0));
         self.asm.alu(Alu::Add, Reg::R3, Reg::R0);
-        self.match_bytes(Reg::R3, 0, false, body, no);
+        self.match_bytes(Reg::R3, 0, body.len(), body, no);
         self.asm.jump(yes);
     }
 
@@ -318,7 +366,7 @@ impl Emit<'_> {
         self.asm.alu(Alu::Add, Reg::R3, text_slot(0));
         self.asm.mov(Reg::R5, 0);
         self.asm.bind(top);
-        self.match_bytes(Reg::R3, 0, false, body, next);
+        self.match_bytes(Reg::R3, 0, body.len(), body, next);
         self.asm.jump(yes);
         self.asm.bind(next);
         self.asm.alu(Alu::Add, Reg::R3, 1);
