@@ -3,8 +3,11 @@
 //! `generation.rs` puts it in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aya::maps::{MapData, MapError};
 use lkst_probes::asm::{self, MapRef};
@@ -14,6 +17,7 @@ use lkst_probes::lower;
 use lkst_probes::numbers::Numbers;
 use lkst_rules::plan::Plan;
 
+use super::btf::Btf;
 use super::generation::{map_error, memory_error, owned};
 use super::link::set_slot;
 use super::load::{Environment, LoadError, event_name, load_code, make_map, random};
@@ -112,11 +116,16 @@ impl Loaded {
             maps,
         };
         self.stage_rings(&image, &mut staged, env)?;
-        for program in &mut image.programs {
-            self.stage_program(program, &mut staged, env)?;
-            // The kernel has it now.
-            program.forget_text();
+        let programs: Vec<&ProgramImage> = image.programs.iter().filter(|p| !self.has(p)).collect();
+        let fds = self.fds(&staged);
+        let taken = load_all(&programs, &fds, env.btf, |number| {
+            self.programs.contains_key(&number)
+        })?;
+        for (program, taken) in programs.into_iter().zip(taken) {
+            staged.take(program, taken)?;
         }
+        // The kernel has it now.
+        image.programs.iter_mut().for_each(ProgramImage::forget_text);
         let wanted: BTreeSet<u16> = image.programs.iter().map(|program| program.number).collect();
         for (number, program) in self
             .programs
@@ -166,92 +175,153 @@ impl Loaded {
         Ok(())
     }
 
-    fn stage_program(
-        &self,
-        program: &ProgramImage,
-        staged: &mut Staged,
-        env: &Environment<'_>,
-    ) -> Result<(), LoadError> {
+    /// The kernel has this very program.
+    fn has(&self, program: &ProgramImage) -> bool {
+        let known = self.programs.get(&program.number);
+        known.is_some_and(|known| known.digest == asm::digest(&program.parts))
+    }
+
+    fn fds(&self, staged: &Staged) -> BTreeMap<MapRef, i32> {
+        let maps = self.maps.iter().chain(&staged.maps);
+        maps.map(|(map, data)| (*map, data.fd().as_fd().as_raw_fd()))
+            .collect()
+    }
+}
+
+/// A program that the kernel has taken, in no use yet.
+struct Taken {
+    main: NewProgram,
+    /// Where it has none yet.
+    dispatcher: Option<OwnedFd>,
+}
+
+impl Staged {
+    fn take(&mut self, program: &ProgramImage, taken: Taken) -> Result<(), LoadError> {
+        let Taken { main, dispatcher } = taken;
         let number = program.number;
-        let digest = asm::digest(&program.parts);
-        let known = self.programs.get(&number);
-        if known.is_some_and(|known| known.digest == digest) {
+        let Some(dispatcher) = dispatcher else {
+            self.changed.insert(number, main);
             return Ok(());
-        }
-        let attach = &program.attach;
-        let main = self.load_parts(program, digest, staged, env)?;
-        if known.is_some() {
-            staged.changed.insert(number, main);
-            return Ok(());
-        }
-        let fd = |map: MapRef| self.map_fd(staged, map);
-        let dispatcher = load_code(attach, &program.dispatcher, fd, env.btf)?;
+        };
         let slots = MapRef::Slots(number);
-        let data = staged.maps.remove(&slots);
+        let data = self.maps.remove(&slots);
         let data = data.ok_or_else(|| map_error(slots, MapError::KeyNotFound))?;
         let new = LoadedProgram {
-            attach: attach.clone(),
+            attach: program.attach.clone(),
             _link: None,
             dispatcher,
             slots: Handle::Held(owned(&data, slots)?),
             parts: main.parts,
             in_slots: [false; 2],
             program: main.first,
-            digest,
+            digest: main.digest,
         };
-        staged.new.insert(number, new);
+        self.new.insert(number, new);
         Ok(())
     }
+}
 
-    fn map_fd(&self, staged: &Staged, map: MapRef) -> Option<i32> {
-        let data = staged.maps.get(&map).or_else(|| self.maps.get(&map));
-        data.map(|data| data.fd().as_fd().as_raw_fd())
-    }
+/// So many CPUs at most verify programs at the same time, which takes them whole.
+const LOADERS_MAX: usize = 4;
 
-    /// Loads a program's parts and lets each find the next.
-    fn load_parts(
-        &self,
-        program: &ProgramImage,
-        digest: [u64; 2],
-        staged: &Staged,
-        env: &Environment<'_>,
-    ) -> Result<NewProgram, LoadError> {
-        let map = MapRef::Parts(program.number);
-        let following = program.parts.len().saturating_sub(1);
-        let array = match u32::try_from(following) {
-            Ok(0) | Err(_) => None,
-            Ok(entries) => Some(make_map(&MapImage {
-                map,
-                kind: MapKind::Programs,
-                value_bytes: 4,
-                entries,
-            })?),
-        };
-        let array = array.map(|data| owned(&data, map)).transpose()?;
-        let mut loaded = Vec::with_capacity(program.parts.len());
-        for code in &program.parts {
-            let fd = |named: MapRef| match named == map {
-                true => array.as_ref().map(|array| array.as_raw_fd()),
-                false => self.map_fd(staged, named),
+/// Loads programs, in their order, on several CPUs. Of several that the kernel refuses the first is told.
+fn load_all(
+    programs: &[&ProgramImage],
+    fds: &BTreeMap<MapRef, i32>,
+    btf: Option<&Btf>,
+    has_dispatcher: impl Fn(u16) -> bool + Sync,
+) -> Result<Vec<Taken>, LoadError> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(program) = programs.get(place) else {
+                return done;
             };
-            loaded.push(load_code(&program.attach, code, fd, env.btf)?);
-        }
-        let mut loaded = loaded.into_iter();
-        let first = loaded.next().ok_or_else(|| LoadError::Object {
-            event: event_name(&program.attach),
-            error: "no program in it".to_owned(),
-        })?;
-        if let Some(array) = &array {
-            for (place, part) in (0..).zip(loaded) {
-                set_slot(array.as_fd(), place, part.as_fd()).map_err(memory_error(map))?;
+            let taken = load_program(program, fds, btf, has_dispatcher(program.number));
+            let failed = taken.is_err();
+            done.push((place, taken));
+            if failed {
+                // Nobody needs those that nobody has begun.
+                next.store(programs.len(), Ordering::Relaxed);
             }
         }
-        Ok(NewProgram {
-            first,
-            parts: array.map(Handle::Held),
-            digest,
-        })
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let helpers = cpus.min(LOADERS_MAX).min(programs.len()).saturating_sub(1);
+    let mut all = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (0..helpers)
+            // Where no thread can be made the work is done all the same.
+            .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
+        let mut all = work();
+        for helper in helpers {
+            all.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        all
+    });
+    all.sort_by_key(|(place, _)| *place);
+    all.into_iter().map(|(_, taken)| taken).collect()
+}
+
+fn load_program(
+    program: &ProgramImage,
+    fds: &BTreeMap<MapRef, i32>,
+    btf: Option<&Btf>,
+    has_dispatcher: bool,
+) -> Result<Taken, LoadError> {
+    let fd = |map: MapRef| fds.get(&map).copied();
+    Ok(Taken {
+        main: load_parts(program, fd, btf)?,
+        dispatcher: match has_dispatcher {
+            true => None,
+            false => Some(load_code(&program.attach, &program.dispatcher, fd, btf)?),
+        },
+    })
+}
+
+/// Loads a program's parts and lets each find the next.
+fn load_parts(
+    program: &ProgramImage,
+    fd: impl Fn(MapRef) -> Option<i32>,
+    btf: Option<&Btf>,
+) -> Result<NewProgram, LoadError> {
+    let map = MapRef::Parts(program.number);
+    let following = program.parts.len().saturating_sub(1);
+    let array = match u32::try_from(following) {
+        Ok(0) | Err(_) => None,
+        Ok(entries) => Some(make_map(&MapImage {
+            map,
+            kind: MapKind::Programs,
+            value_bytes: 4,
+            entries,
+        })?),
+    };
+    let array = array.map(|data| owned(&data, map)).transpose()?;
+    let mut loaded = Vec::with_capacity(program.parts.len());
+    for code in &program.parts {
+        let fd = |named: MapRef| match named == map {
+            true => array.as_ref().map(|array| array.as_raw_fd()),
+            false => fd(named),
+        };
+        loaded.push(load_code(&program.attach, code, fd, btf)?);
     }
+    let mut loaded = loaded.into_iter();
+    let first = loaded.next().ok_or_else(|| LoadError::Object {
+        event: event_name(&program.attach),
+        error: "no program in it".to_owned(),
+    })?;
+    if let Some(array) = &array {
+        for (place, part) in (0..).zip(loaded) {
+            set_slot(array.as_fd(), place, part.as_fd()).map_err(memory_error(map))?;
+        }
+    }
+    Ok(NewProgram {
+        first,
+        parts: array.map(Handle::Held),
+        digest: asm::digest(&program.parts),
+    })
 }
 
 /// The memory of those maps that were just made, in the image's order.
