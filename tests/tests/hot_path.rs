@@ -152,7 +152,7 @@ fn a_hit_that_nobody_wants_or_that_an_integer_rejects_takes_none() -> anyhow::Re
             free.len()
         );
         assert!(
-            free.len() < 80,
+            free.len() < 90,
             "{event}: {} instructions come before the first call",
             free.len()
         );
