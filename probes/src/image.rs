@@ -87,6 +87,8 @@ pub struct Attach {
     pub name: String,
     /// By BTF.
     pub typed: bool,
+    /// For the system calls behind it, each an event of its own; the tracepoint itself is another event.
+    pub calls: bool,
 }
 
 impl Attach {
@@ -119,6 +121,7 @@ impl ProgramImage {
         for part in &mut self.parts {
             part.insns = Vec::new();
             part.notes = Vec::new();
+            part.prices = Vec::new();
         }
     }
 }

@@ -109,6 +109,7 @@ pub(crate) fn attach_of(event: &Event, kinds: &BTreeMap<(String, String), bool>)
         system: "raw_syscalls".into(),
         name: name.into(),
         typed: true,
+        calls: true,
     };
     match event.origin {
         Origin::SyscallEnter(_) => raw("sys_enter"),
@@ -120,6 +121,7 @@ pub(crate) fn attach_of(event: &Event, kinds: &BTreeMap<(String, String), bool>)
                 system: key.0,
                 name: key.1,
                 typed,
+                calls: false,
             }
         }
     }

@@ -306,7 +306,7 @@ impl Numbers {
         self.programs
             .iter()
             .flatten()
-            .find(|given| given.what.system == system && given.what.name == name)
+            .find(|given| !given.what.calls && given.what.system == system && given.what.name == name)
             .map(|given| given.what.typed)
     }
 

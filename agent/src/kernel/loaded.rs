@@ -355,6 +355,7 @@ impl Loaded {
                 system: "sched".to_owned(),
                 name: name.to_owned(),
                 typed: true,
+                calls: false,
             };
             let program = load_code(&attach, code, |_| Some(fd), Some(btf))?;
             let link = attach_typed(program.as_fd()).map_err(|error| LoadError::Attach {

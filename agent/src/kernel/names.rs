@@ -194,6 +194,7 @@ fn load(
         system: NAMES_EVENT.0.to_owned(),
         name: NAMES_EVENT.1.to_owned(),
         typed: true,
+        calls: false,
     };
     load_code(&attach, &code, |_| Some(map), Some(btf))
 }
