@@ -228,6 +228,7 @@ impl Params {
     fn options(self) -> Options {
         Options {
             params: self.params.into_iter().collect(),
+            ..Options::default()
         }
     }
 }

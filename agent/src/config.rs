@@ -220,6 +220,7 @@ impl Config {
         let text = |(name, value): (&String, &Param)| (name.clone(), value.0.clone());
         Options {
             params: params.map(text).collect(),
+            ..Options::default()
         }
     }
 }

@@ -144,6 +144,7 @@ pub const WARNINGS: &[Code] = &[
     code("W507", "a condition that is never true"),
     code("W508", "`task` in an event that happens in interrupts"),
     code("W509", "an `except` that takes nothing away"),
+    code("W510", "events so frequent that the pack will be felt"),
 ];
 
 /// Every code there is.

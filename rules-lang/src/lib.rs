@@ -15,6 +15,7 @@ pub mod codes;
 mod compile;
 pub mod diagnostic;
 pub mod eval;
+mod hot;
 pub mod nearest;
 pub mod parse;
 pub mod plan;

@@ -33,7 +33,9 @@ pub(crate) use params::Params;
 
 use crate::ast;
 use crate::check;
+use crate::compile::Options;
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::hot;
 use crate::plan::{Buffer, EventPlan, Plan};
 use crate::schema::{Event, Schema};
 use crate::source::{Name, Span};
@@ -65,14 +67,14 @@ pub(crate) fn not_yet(what: &str, span: Span) -> Diagnostic {
 pub(crate) fn resolve(
     pack: &str,
     files: &[ast::File],
-    host: &BTreeMap<String, String>,
+    options: &Options,
     schema: &dyn Schema,
     diagnostics: &mut Diagnostics,
 ) -> Plan {
     let mut sink = Sink::default();
     let names = Names::collect(files, &mut sink);
     let broken = files.iter().flat_map(|file| file.broken.iter().cloned());
-    let params = params::params(&names.params, broken, host, schema, &mut sink);
+    let params = params::params(&names.params, broken, &options.params, schema, &mut sink);
     let mut resolver = Resolver {
         schema,
         params: &params,
@@ -104,6 +106,7 @@ pub(crate) fn resolve(
     if !is_wrong {
         // What a broken rule would have used is not unused.
         sink.extend(check::unused(&plan, params.unused()));
+        sink.extend(hot::warnings(&plan, options.record_ns));
     }
     diagnostics.list.append(&mut sink.list);
     plan

@@ -223,6 +223,29 @@ pub enum Recipe {
     },
 }
 
+impl Recipe {
+    /// The paths that are walked for it.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Recipe::Path(path) | Recipe::Siginfo { member: path, .. } => vec![path],
+            Recipe::SyscallNumber
+            | Recipe::SyscallArgument(_)
+            | Recipe::SyscallReturn
+            | Recipe::Jiffies
+            | Recipe::Constant(_) => Vec::new(),
+            Recipe::SwitchState {
+                preempt,
+                prev_state,
+                exit_state,
+            } => vec![preempt, prev_state, exit_state],
+            Recipe::TextOr { pointer, of, .. } => vec![pointer, of],
+            Recipe::As { of, .. } => of.paths(),
+            Recipe::Binary { a, b, .. } => [a.paths(), b.paths()].concat(),
+        }
+    }
+}
+
 /// What is done with two integers of 64 bits. Everything wraps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {

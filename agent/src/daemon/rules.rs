@@ -135,6 +135,7 @@ impl Agent {
         let mut unread = None;
         let config = &self.options.config;
         let typed = self.features.btf;
+        let record_ns = self.costs.map(|costs| costs.record_ns);
         let changed = self.packs.look(
             found,
             |name| settings(config, name),
@@ -149,7 +150,8 @@ impl Agent {
                 let kernel = kernel
                     .as_ref()
                     .ok_or_else(|| unread.clone().unwrap_or_default())?;
-                let options = config.options(&text.pack.name);
+                let mut options = config.options(&text.pack.name);
+                options.record_ns = record_ns.unwrap_or(options.record_ns);
                 let mut compiled = compile_text(text, &options, &kernel.allowed(config));
                 compiled.plan = compiled.plan.map(|plan| as_set(config, plan));
                 Ok(compiled)

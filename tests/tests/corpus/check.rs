@@ -38,6 +38,7 @@ fn read(case: &Case) -> Result<(Option<String>, String)> {
         params: host
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
+        ..Options::default()
     };
     let name = case.file_name();
     let pack = Pack {
