@@ -323,9 +323,30 @@ pub enum AsmError {
     Unplaced(usize),
 }
 
+/// What costs something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priced {
+    /// A hit, up to where nothing is recorded.
+    Hit,
+    /// A record of this event, beyond the hit.
+    Record(String),
+}
+
+/// What a pack pays for something, by the constants of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Price {
+    /// The pack's number.
+    pub pack: u16,
+    /// For what.
+    pub of: Priced,
+    /// Nanoseconds.
+    pub ns: u32,
+}
+
 /// Collects instructions.
 #[derive(Debug, Default)]
 pub struct Asm {
+    prices: Vec<Price>,
     slots: Vec<Slot>,
     labels: Vec<Option<usize>>,
     notes: Vec<(usize, String)>,
@@ -340,6 +361,8 @@ pub struct Code {
     pub maps: Vec<(usize, MapRef)>,
     /// What stands at an instruction, for listings: (index, text), ascending.
     pub notes: Vec<(usize, String)>,
+    /// What its sections and records cost.
+    pub prices: Vec<Price>,
 }
 
 /// Tells programs apart, whatever their listings say: the same text of all parts on the same maps has the same.
@@ -373,6 +396,11 @@ impl Asm {
     /// Says what follows, in listings.
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push((self.slots.len(), text.into()));
+    }
+
+    /// Says what something costs.
+    pub fn price(&mut self, price: Price) {
+        self.prices.push(price);
     }
 
     /// How many slots there are.
@@ -704,7 +732,12 @@ impl Asm {
             .iter()
             .map(|(at, text)| (places.get(*at).copied().unwrap_or(0) as usize, text.clone()))
             .collect();
-        Ok(Code { insns, maps, notes })
+        Ok(Code {
+            insns,
+            maps,
+            notes,
+            prices: self.prices.clone(),
+        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! `lkst explain`: every stage that rules go through, printed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 
+use lkst_probes::asm::Priced;
 use lkst_probes::disasm::listing;
-use lkst_probes::image;
+use lkst_probes::features::{Costs, Features};
+use lkst_probes::image::{self, Image, ProgramImage};
 use lkst_probes::numbers::Numbers;
 use lkst_rules::Options;
 use lkst_rules::diagnostic::Diagnostics;
@@ -16,6 +18,8 @@ use lkst_rules::schema::Schema;
 use super::run::generator_features;
 use super::{Failed, build_failed};
 use crate::compile::compile_path;
+use crate::kernel::costs::measure;
+use crate::kernel::load::Environment;
 
 /// A stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -28,6 +32,8 @@ pub enum Stage {
     Asm,
     /// The maps.
     Maps,
+    /// What hits and records cost on this host.
+    Cost,
 }
 
 /// What `lkst explain` was asked for.
@@ -73,44 +79,120 @@ pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -
                 write!(out, "{plan}")?;
             }
         }
-        Stage::Asm | Stage::Maps => {
-            let features = generator_features(schema)?;
-            let image = image::build(
-                &plans,
-                &features,
-                &BTreeSet::new(),
-                &mut Numbers::new(features.cpus),
-            )
-            .map_err(|error| build_failed(error, &compiled))?;
-            if options.stage == Stage::Maps {
-                writeln!(
-                    out,
-                    "{:<14} {:<9} {:>12} {:>12}",
-                    "map", "kind", "value bytes", "entries"
-                )?;
-                for map in &image.maps {
-                    let kind = format!("{:?}", map.kind).to_lowercase();
-                    let name = map.map.to_string();
-                    writeln!(
-                        out,
-                        "{name:<14} {kind:<9} {:>12} {:>12}",
-                        map.value_bytes, map.entries
-                    )?;
-                }
-                return Ok(());
+        Stage::Asm | Stage::Maps | Stage::Cost => {
+            let mut features = generator_features(schema)?;
+            if options.stage == Stage::Cost {
+                features.costs = host_costs(&features, out)?;
             }
-            for program in &image.programs {
-                let kind = if program.attach.typed { "typed" } else { "classic" };
-                writeln!(
-                    out,
-                    "{}:{} ({kind}), {} instructions",
-                    program.attach.system, program.attach.name, program.instructions
-                )?;
-                for part in &program.parts {
-                    writeln!(out, "{}", listing(part))?;
-                }
+            let numbers = &mut Numbers::new(features.cpus);
+            let image = image::build(&plans, &features, &BTreeSet::new(), numbers)
+                .map_err(|error| build_failed(error, &compiled))?;
+            match options.stage {
+                Stage::Maps => maps(&image, out)?,
+                Stage::Cost => costs(&image, out)?,
+                _ => programs(&image, out)?,
             }
         }
     }
     Ok(())
+}
+
+fn kind(program: &ProgramImage) -> &'static str {
+    if program.attach.typed { "typed" } else { "classic" }
+}
+
+fn maps(image: &Image, out: &mut dyn Write) -> std::io::Result<()> {
+    let heads = ["map", "kind", "value bytes", "entries"];
+    writeln!(
+        out,
+        "{:<16} {:<9} {:>12} {:>12}",
+        heads[0], heads[1], heads[2], heads[3]
+    )?;
+    for map in &image.maps {
+        let kind = format!("{:?}", map.kind).to_lowercase();
+        let name = map.map.to_string();
+        writeln!(
+            out,
+            "{name:<16} {kind:<9} {:>12} {:>12}",
+            map.value_bytes, map.entries
+        )?;
+    }
+    Ok(())
+}
+
+fn programs(image: &Image, out: &mut dyn Write) -> std::io::Result<()> {
+    for program in &image.programs {
+        writeln!(
+            out,
+            "{}:{} ({}), {} instructions",
+            program.attach.system,
+            program.attach.name,
+            kind(program),
+            program.instructions
+        )?;
+        for part in &program.parts {
+            writeln!(out, "{}", listing(part))?;
+        }
+    }
+    Ok(())
+}
+
+/// What things cost on this host, measured now; where that is not allowed, what they cost elsewhere, which is said.
+fn host_costs(features: &Features, out: &mut dyn Write) -> anyhow::Result<Costs> {
+    let measured = super::schema().and_then(|schema| {
+        let env = Environment {
+            features: features.clone(),
+            btf: schema.btf(),
+            tracefs: schema.tracefs(),
+            uuid: [0; 16],
+            pins: None,
+            memo: "",
+            max_bytes: u64::MAX,
+        };
+        measure(&schema, &env)
+    });
+    Ok(match measured {
+        Ok(costs) => {
+            writeln!(
+                out,
+                "measured on this host, and a quarter added, since caches are colder elsewhere"
+            )?;
+            costs
+        }
+        Err(error) => {
+            writeln!(out, "not measured on this host ({error:#}), but on another")?;
+            Costs::default()
+        }
+    })
+}
+
+fn costs(image: &Image, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "\n{:<38} {:<20} {:>8}", "program", "pack", "ns")?;
+    for program in &image.programs {
+        let name = format!(
+            "{}:{} ({})",
+            program.attach.system,
+            program.attach.name,
+            kind(program)
+        );
+        // Of several records of one event the dearest.
+        let mut prices: BTreeMap<(u16, &Priced), u32> = BTreeMap::new();
+        for price in program.parts.iter().flat_map(|part| &part.prices) {
+            let dearest = prices.entry((price.pack, &price.of)).or_default();
+            *dearest = price.ns.max(*dearest);
+        }
+        for ((number, of), ns) in prices {
+            let pack = image.packs.iter().find(|pack| pack.index == number);
+            let pack = pack.map_or("", |pack| &pack.plan.pack);
+            let of = match of {
+                Priced::Hit => "a hit".to_owned(),
+                Priced::Record(event) => format!("a record of {event}"),
+            };
+            writeln!(out, "{name:<38} {pack:<20} {ns:>8}  {of}")?;
+        }
+    }
+    writeln!(
+        out,
+        "\na hit: of each hit, up to where nothing is recorded; records come on top, and so do rules that fire"
+    )
 }

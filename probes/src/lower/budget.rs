@@ -15,7 +15,7 @@ use super::record::{Record, Value};
 use super::section::PackEnv;
 use super::{Emit, Known, slot};
 use crate::arena::Spot;
-use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
+use crate::asm::{Alu, Cond, Helper, Label, MapRef, Price, Priced, Reg, Size};
 use crate::layout::{RecordLayout, cost, counter};
 
 /// A budget as the sections of its pack see it.
@@ -86,8 +86,8 @@ impl Emit<'_> {
         Some(place)
     }
 
-    /// What the hit that was charged at `place` costs.
-    pub(super) fn hit_costs(&mut self, place: Option<usize>, way: Way) {
+    /// What a hit of the section costs; where it was charged, at `place`, that is filled in.
+    pub(super) fn hit_costs(&mut self, pack: &PackEnv<'_>, place: Option<usize>, way: Way) {
         let costs = &self.features.costs;
         let hit_ns = match self.syscalls {
             true => costs.syscall_hit_ns,
@@ -96,26 +96,38 @@ impl Emit<'_> {
         let ns = u64::from(hit_ns)
             + way.instructions * u64::from(costs.instruction_ps) / 1000
             + way.calls * u64::from(costs.helper_ns);
+        self.price(pack, Priced::Hit, ns);
         if let Some(place) = place {
             self.asm
                 .set_immediate(place, i32::try_from(ns).unwrap_or(i32::MAX));
         }
     }
 
-    /// Adds a record that was made, by the code from `from` on, to the pack's cell. Needs `CPU`; uses R1 and R2.
+    fn price(&mut self, pack: &PackEnv<'_>, of: Priced, ns: u64) {
+        let price = Price {
+            pack: pack.index,
+            of,
+            ns: u32::try_from(ns).unwrap_or(u32::MAX),
+        };
+        self.asm.price(price);
+    }
+
+    /// What a record costs that is made by the code from `from` on; where costs are counted, it is added to the pack's
+    /// cell. Needs `CPU`; uses R1 and R2.
     pub(super) fn charge_record(&mut self, pack: &PackEnv<'_>, record: &Record<'_>, from: usize) {
-        let Some(budget) = &pack.budget else { return };
         let costs = &self.features.costs;
         let way = self.way_since(from);
         let mut ns = u64::from(costs.record_ns)
             + way.instructions.saturating_sub(PRICED.instructions) * u64::from(costs.instruction_ps) / 1000
             + way.calls.saturating_sub(PRICED.calls) * u64::from(costs.helper_ns);
+        if record.own {
+            ns += 8 * u64::from(costs.helper_ns);
+        }
+        self.price(pack, Priced::Record(record.layout.name.clone()), ns);
+        let Some(budget) = &pack.budget else { return };
         // What a firing costs no budget holds back, so it counts as the hits do.
         let word = match record.own {
-            true => {
-                ns += 8 * u64::from(costs.helper_ns);
-                cost::OF_HITS_NS
-            }
+            true => cost::OF_HITS_NS,
             false => cost::OF_RECORDS_NS,
         };
         self.charge(budget, word, ns);

@@ -126,7 +126,7 @@ pub fn program(
         emit.paths_meet();
         emit.overload(section.pack);
         let way = std::mem::take(&mut emit.way);
-        emit.hit_costs(charged, way);
+        emit.hit_costs(section.pack, charged, way);
     }
     emit.held(areas);
     finish(emit)
@@ -184,7 +184,7 @@ pub fn syscall_program(
             instructions: 2 * u64::from(leaves.ilog2() + 1) + all.instructions.div_ceil(leaves),
             calls: all.calls.div_ceil(leaves),
         };
-        emit.hit_costs(charged, way);
+        emit.hit_costs(first.section.pack, charged, way);
     }
     emit.held(areas);
     finish(emit)
