@@ -1,14 +1,14 @@
 //! Conditions: a boolean expression → a branch.
 //!
 //! In: an expression of type `bool`, the outcome that jumps, and where to. Out: instructions that fall through on
-//! the other outcome. Both sides of `and` and `or` are judged left to right, the right one only where it matters.
+//! the other outcome. Of what is joined by `and` or `or` the cheapest is judged first, and the others only where it matters.
 
 use lkst_rules::ast::CompareOp;
-use lkst_rules::plan::{Expr, Node};
-use lkst_rules::schema::Type;
+use lkst_rules::plan::{Expr, Load, Node};
+use lkst_rules::schema::{Path, Type};
 
-use super::Emit;
 use super::value::constant;
+use super::{Emit, Kind};
 use crate::asm::{Cond, Label, Reg};
 
 fn condition(op: CompareOp, signed: bool) -> Cond {
@@ -23,6 +23,15 @@ fn condition(op: CompareOp, signed: bool) -> Cond {
         (CompareOp::Greater, true) => Cond::Sgt,
         (CompareOp::GreaterEqual, false) => Cond::Ge,
         (CompareOp::GreaterEqual, true) => Cond::Sge,
+    }
+}
+
+/// What is joined by `and`, or by `or`.
+pub(super) fn operands(expr: &Expr, either: bool) -> Vec<&Expr> {
+    match &expr.node {
+        Node::And(left, right) if !either => [operands(left, either), operands(right, either)].concat(),
+        Node::Or(left, right) if either => [operands(left, either), operands(right, either)].concat(),
+        _ => vec![expr],
     }
 }
 
@@ -45,8 +54,7 @@ impl Emit<'_> {
                 }
             }
             Node::Not(inner) => self.branch_if(inner, !truth, target),
-            Node::And(left, right) => self.both(left, right, false, truth, target),
-            Node::Or(left, right) => self.both(left, right, true, truth, target),
+            Node::And(..) | Node::Or(..) => self.several(expr, truth, target),
             Node::Compare {
                 op,
                 signed,
@@ -97,17 +105,61 @@ impl Emit<'_> {
         }
     }
 
-    /// `left and right`, or `left or right` where `either`.
-    fn both(&mut self, left: &Expr, right: &Expr, either: bool, truth: bool, target: Label) {
+    /// Operands of `and`, or of `or`, the cheapest first: none has side effects, so their order is ours to choose.
+    fn several(&mut self, expr: &Expr, truth: bool, target: Label) {
+        let either = matches!(expr.node, Node::Or(..));
+        let mut all = operands(expr, either);
+        all.sort_by_key(|operand| self.price_of(operand));
+        let Some((last, first)) = all.split_last() else {
+            return;
+        };
         if truth == either {
-            self.branch_if(left, truth, target);
-            self.branch_if(right, truth, target);
+            for operand in &all {
+                self.branch_if(operand, truth, target);
+            }
         } else {
             let skip = self.asm.label();
-            self.branch_if(left, either, skip);
-            self.branch_if(right, truth, target);
+            for operand in first {
+                self.branch_if(operand, either, skip);
+            }
+            self.branch_if(last, truth, target);
             self.asm.bind(skip);
         }
+    }
+
+    /// About how many instructions an expression takes, a helper's call for some 30 of them.
+    pub(super) fn price_of(&self, expr: &Expr) -> u32 {
+        const HELPER: u32 = 30;
+        let own = match &expr.node {
+            Node::Str { .. } => 3 * HELPER,
+            Node::Load(_) if matches!(expr.ty, Type::Text { .. }) => match self.plain_array(expr) {
+                Some(_) => 4,
+                None => 2 * HELPER,
+            },
+            Node::Load(Load::Task(_) | Load::Time) => HELPER,
+            Node::Load(Load::Field {
+                recipe: Some(recipe), ..
+            }) if self.kind == Kind::Typed => recipe
+                .paths()
+                .into_iter()
+                .map(|path| self.price_of_path(path))
+                .sum(),
+            Node::Like { open_start: true, .. } => 8 * HELPER,
+            Node::InInts { list, .. } => list.len().checked_ilog2().unwrap_or(0) + 1,
+            _ => 1,
+        };
+        let children: u32 = expr
+            .children()
+            .into_iter()
+            .map(|child| self.price_of(child))
+            .sum();
+        own + children
+    }
+
+    fn price_of_path(&self, path: &Path) -> u32 {
+        let plain = path.hops.iter().filter(|hop| self.direct && hop.direct).count();
+        let read = path.hops.len() - plain;
+        1 + 2 * plain as u32 + 30 * read as u32
     }
 
     fn compare(

@@ -546,6 +546,7 @@ impl Emit<'_> {
     }
 
     fn commit(&mut self, record: &Record<'_>) {
+        self.asm.note("commit");
         let nested = self.asm.label();
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::WORD);
         if record.shared {

@@ -9,6 +9,7 @@ use lkst_rules::ast::CompareOp;
 use lkst_rules::plan::{Expr, Node, Trigger};
 
 use super::Emit;
+use super::condition::operands;
 use super::section::Firing;
 use super::value::constant;
 use crate::asm::{Label, Reg};
@@ -25,14 +26,6 @@ struct Entry<'p> {
     constants: Vec<u64>,
     /// What else must hold.
     rest: Vec<&'p Expr>,
-}
-
-/// The conditions that all must hold.
-fn conjuncts(expr: &Expr) -> Vec<&Expr> {
-    match &expr.node {
-        Node::And(left, right) => [conjuncts(left), conjuncts(right)].concat(),
-        _ => vec![expr],
-    }
 }
 
 /// A value of the hit that must be equal to one of some constants.
@@ -63,7 +56,7 @@ fn most_asked<'p>(triggers: &'p [Trigger], left: &[usize]) -> Option<(Expr, Vec<
     let mut asked: Vec<(Expr, Vec<Entry<'p>>)> = Vec::new();
     for index in left {
         let with = triggers.get(*index).and_then(|trigger| trigger.with.as_ref());
-        let conjuncts = with.map_or_else(Vec::new, conjuncts);
+        let conjuncts = with.map_or_else(Vec::new, |with| operands(with, false));
         for (place, conjunct) in conjuncts.iter().enumerate() {
             let Some((value, constants)) = equality(conjunct) else {
                 continue;
@@ -133,7 +126,9 @@ impl Emit<'_> {
             for (turn, entry) in (1..).zip(places.iter().filter_map(|place| entries.get(*place))) {
                 let is_last = turn == places.len();
                 let next = if is_last { end } else { self.asm.label() };
-                for condition in &entry.rest {
+                let mut rest = entry.rest.clone();
+                rest.sort_by_key(|condition| self.price_of(condition));
+                for condition in rest {
                     self.branch_if(condition, false, next);
                 }
                 self.asm.mov(Reg::R1, entry.trigger as i32);
