@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use lkst_probes::features::Costs;
+use lkst_rules::plan::SharedColumns;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -97,6 +98,8 @@ pub struct Agent {
     packs: Packs,
     /// What things cost on this host, once it is known.
     costs: Option<Costs>,
+    /// What the plans of packs have in common.
+    columns: SharedColumns,
     /// What is traced. `None`: nothing, see `off`.
     session: Option<Session>,
     /// Why nothing is loaded, for people.
@@ -140,6 +143,7 @@ impl Agent {
             pins: Some(pins),
             packs: Packs::default(),
             costs: None,
+            columns: SharedColumns::new(),
             session: None,
             off,
             notices: None,
@@ -371,6 +375,7 @@ impl Agent {
             pins: Some(pins),
             packs: Packs::default(),
             costs: None,
+            columns: SharedColumns::new(),
             session: None,
             off: None,
             notices: None,

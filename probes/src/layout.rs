@@ -5,6 +5,8 @@
 //!
 //! All integers are in the machine's own byte order, which lkst requires to be little-endian.
 
+use std::sync::Arc;
+
 use lkst_rules::plan::Column;
 use lkst_rules::schema::Type;
 use serde::{Deserialize, Serialize};
@@ -306,8 +308,8 @@ pub struct RecordLayout {
     pub id: u16,
     /// `system:name`, which several layouts of one pack may share.
     pub name: String,
-    /// The fixed columns in order, then the varying ones in order.
-    pub columns: Vec<ColumnLayout>,
+    /// The fixed columns in order, then the varying ones in order. Shared by whoever holds a copy of the layout.
+    pub columns: Arc<[ColumnLayout]>,
     /// Where the fixed part ends and the varying columns begin.
     pub fixed_bytes: u16,
     /// The most it can take, a multiple of [`record::ALIGN`].
@@ -416,7 +418,7 @@ impl RecordLayout {
         Ok(RecordLayout {
             id,
             name: name.to_owned(),
-            columns: placed,
+            columns: placed.into(),
             fixed_bytes: fixed_bytes as u16,
             max_bytes: max_bytes as u16,
         })

@@ -6,6 +6,7 @@
 //! INVARIANT: a plan stands alone. Nobody who holds one needs the schema, the syntax tree or the kernel again.
 //! INVARIANT: sets, buffers and rules are numbered by their place in their vector; buffer 0 is `main`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ast::{BinaryOp, CompareOp};
@@ -27,6 +28,35 @@ pub struct Plan {
     pub rules: Vec<Rule>,
     /// Every event that a set or a rule names, sorted by full name, each once.
     pub events: Vec<EventPlan>,
+}
+
+/// The columns of all fields of events, by full name, as plans share them.
+pub type SharedColumns = BTreeMap<String, Arc<[Column]>>;
+
+impl Plan {
+    /// Lets events have their columns in common with those of other plans: most of what many plans hold is that. What was
+    /// written where is forgotten of these columns, which nobody has written.
+    pub fn share(&mut self, known: &mut SharedColumns) {
+        for wish in &mut self.events {
+            let plain: Vec<Column> = wish
+                .all
+                .iter()
+                .map(|column| Column {
+                    value: column.value.without_spans(),
+                    ..column.clone()
+                })
+                .collect();
+            let shared = known
+                .entry(wish.event.full_name())
+                .and_modify(|shared| {
+                    if **shared != *plain {
+                        *shared = plain.as_slice().into();
+                    }
+                })
+                .or_insert_with(|| plain.as_slice().into());
+            wish.all = Arc::clone(shared);
+        }
+    }
 }
 
 /// A set of events.
@@ -154,7 +184,7 @@ pub struct EventPlan {
     /// The rules that wait for it, in judging order, each once.
     pub triggers: Vec<Trigger>,
     /// The columns of a record with all fields, in the format's order.
-    pub all: Vec<Column>,
+    pub all: Arc<[Column]>,
 }
 
 /// One member of a set for one event.

@@ -140,7 +140,7 @@ impl Display for In<'_, &EventPlan> {
             Origin::SyscallEnter(number) => writeln!(f, ", entry of system call {number}")?,
             Origin::SyscallExit(number) => writeln!(f, ", exit of system call {number}")?,
         }
-        for column in &event.all {
+        for column in event.all.iter() {
             writeln!(f, "  field {}", Sourced(column))?;
         }
         for member in &event.members {

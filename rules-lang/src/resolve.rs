@@ -436,7 +436,7 @@ impl<'a> Resolver<'a> {
     /// What the pack wants of that event, so far.
     fn wanted(&mut self, event: &Arc<Event>, span: Span) -> &mut EventPlan {
         self.wanted.entry(event.full_name()).or_insert_with(|| EventPlan {
-            all: columns::all(event, span),
+            all: columns::all(event, span).into(),
             event: Arc::clone(event),
             members: Vec::new(),
             triggers: Vec::new(),

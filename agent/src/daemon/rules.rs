@@ -136,6 +136,9 @@ impl Agent {
         let config = &self.options.config;
         let typed = self.features.btf;
         let record_ns = self.costs.map(|costs| costs.record_ns);
+        let shared = &mut self.columns;
+        // Of plans that are gone.
+        shared.retain(|_, columns| Arc::strong_count(columns) > 1);
         let changed = self.packs.look(
             found,
             |name| settings(config, name),
@@ -153,6 +156,9 @@ impl Agent {
                 let mut options = config.options(&text.pack.name);
                 options.record_ns = record_ns.unwrap_or(options.record_ns);
                 let mut compiled = compile_text(text, &options, &kernel.allowed(config));
+                if let Some(plan) = &mut compiled.plan {
+                    Arc::make_mut(plan).share(shared);
+                }
                 compiled.plan = compiled.plan.map(|plan| as_set(config, plan));
                 Ok(compiled)
             },
