@@ -125,6 +125,7 @@ impl Agent {
     /// [`Failed::Missing`] where this kernel or these privileges do not allow it; [`Failed::Input`] where another agent
     /// uses the same folders.
     pub fn start(options: AgentOptions) -> anyhow::Result<Agent> {
+        rules::one_heap();
         let features = features::probe().map_err(Failed::Missing)?;
         let tracefs = Arc::new(Tracefs::open().map_err(no_events)?);
         let pins = Pins::open(&options.folders.pin).map_err(Failed::input)?;

@@ -105,6 +105,16 @@ impl Drop for Unhurried {
     }
 }
 
+/// Lets all threads have one heap: those that load programs live for a second, and each would leave one of its own behind,
+/// with what is still used strewn over all.
+pub(super) fn one_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it has no preconditions.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Gives memory that is not used any more back to the machine.
 pub(super) fn trim() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -135,7 +135,7 @@ impl Emit<'_> {
         self.asm.note("change of state");
         let [again, exchange, lost_race, won] = std::array::from_fn(|_| self.asm.label());
         self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::AREA);
-        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 8);
+        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 16);
         self.asm.bind(again);
         self.control_word(Reg::R5, pack.block.plus(control::STATE));
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);

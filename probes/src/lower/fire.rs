@@ -273,7 +273,7 @@ impl Emit<'_> {
     /// R5 the limit's word.
     fn take_from_window(&mut self, count: u16, window_ns: u64, [won, refused, given_up]: [Label; 3]) {
         let [again, open, exchange] = std::array::from_fn(|_| self.asm.label());
-        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
+        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 8);
         self.asm.bind(again);
         self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
         self.asm.mov(Reg::R2, Reg::R8);
