@@ -90,13 +90,13 @@ pub fn firings(
     let exit = emit.exit;
     emit.asm.bind(exit);
     emit.exit = emit.asm.label();
-    emit.to_firings(areas);
+    emit.go_to_firings(areas);
     super::section::finish(emit)
 }
 
 impl Emit<'_> {
     /// Goes to the firing part of the first section that waits for it; falls through where none does. Uses R1 to R3.
-    pub(super) fn to_firings(&mut self, areas: &[Area]) {
+    pub(super) fn go_to_firings(&mut self, areas: &[Area]) {
         if areas.is_empty() {
             return;
         }

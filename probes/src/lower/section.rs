@@ -216,7 +216,7 @@ impl Emit<'_> {
         let exit = self.exit;
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::PENDING);
         self.asm.branch(Cond::Eq, Reg::R1, 0, exit);
-        self.to_firings(areas);
+        self.go_to_firings(areas);
     }
 
     /// R7 = the pack's state; to `end` where it has stopped. Charges the hit: see [`Emit::charge_hit`].
