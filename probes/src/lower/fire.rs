@@ -42,7 +42,7 @@ pub struct Piece<'p> {
     pub next: Option<Entry>,
 }
 
-/// Where a piece is: what stands in [`area::NEXT`] while it waits.
+/// Where a piece is: what stands in `area::NEXT` while it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// Its part, as the place among those after the first.
