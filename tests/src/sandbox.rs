@@ -131,7 +131,11 @@ impl Sandbox {
             }
         }
         // As systemd has mounted it; who is in here could not.
-        mount_new(c"tracefs", Path::new("/sys/kernel/tracing"), "")?;
+        match mount_new(c"tracefs", Path::new("/sys/kernel/tracing"), "") {
+            // Another tracer has mounted it there.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            mounted => mounted?,
+        }
         view_read_only(Path::new("/"), true)?;
         self.writable
             .iter()

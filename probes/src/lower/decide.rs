@@ -92,7 +92,9 @@ impl Emit<'_> {
         self.asm.mov(Reg::R1, Reg::R9);
         self.asm.alu(Alu::Sub, Reg::R1, i32::from(firing.area.at));
         self.asm.store(Size::B8, Reg::R1, frame::TIME, Reg::R8);
-        self.asm.store(Size::B8, Reg::R9, area::STATE, Reg::R7);
+        for at in [area::STATE, area::NOW] {
+            self.asm.store(Size::B8, Reg::R9, at, Reg::R7);
+        }
         self.asm
             .store_imm(Size::B8, Reg::R9, area::NEXT, firing.first.word());
         for at in area::CLEARED {

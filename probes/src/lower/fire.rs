@@ -154,9 +154,10 @@ impl Emit<'_> {
             self.asm.store(Size::B8, Reg::R1, word, Reg::R2);
             self.asm.bind(next);
         }
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::AREA);
-        self.asm.load(Size::B8, Reg::R1, Reg::R1, area::FIRED);
+        self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::AREA);
+        self.asm.load(Size::B8, Reg::R1, Reg::R2, area::FIRED);
         self.asm.branch(Cond::Eq, Reg::R1, 0, done);
+        self.asm.load(Size::B8, Reg::R7, Reg::R2, area::NOW);
         self.evidence(section);
         self.fired(piece);
         if piece.next.is_none() {
@@ -323,7 +324,7 @@ impl Emit<'_> {
         if section.pack.switches_back {
             self.return_to_main(section.pack);
             self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::AREA);
-            self.asm.store(Size::B8, Reg::R2, area::STATE, Reg::R7);
+            self.asm.store(Size::B8, Reg::R2, area::NOW, Reg::R7);
         }
         if let Some(record) = section.full.and_then(|index| section.record(index)) {
             self.record(section.pack, &record, |_| {});

@@ -225,7 +225,7 @@ pub(crate) mod frame {
 pub(crate) mod area {
     /// `u64`: where the section's firings go on, see `Entry::word`; 0 where there are none.
     pub(crate) const NEXT: i16 = 0;
-    /// `u64`: the state that the hit goes by.
+    /// `u64`: the state that the hit is judged by.
     pub(crate) const STATE: i16 = 8;
     /// `u64`: 1 where the hit is recorded.
     pub(crate) const RECORDED: i16 = 16;
@@ -243,8 +243,10 @@ pub(crate) mod area {
     pub(crate) const STOP: i16 = 64;
     /// `u64`: 1 + the rule that asked for the switch, whose counters it belongs to.
     pub(crate) const SWITCH_RULE: i16 = 72;
+    /// `u64`: the state that its records go by: another one once recording has returned to `main`.
+    pub(crate) const NOW: i16 = 80;
     /// `u64` each: first the triggers whose conditions hold, then those of them that fire, one bit each.
-    pub(crate) const HELD: i16 = 80;
+    pub(crate) const HELD: i16 = 88;
 
     /// The word with the bit of a trigger.
     pub(crate) fn held_word(trigger: usize) -> i16 {
