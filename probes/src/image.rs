@@ -434,16 +434,21 @@ impl Image {
         attach: Attach,
         number: u16,
         pack: usize,
-        built: Result<(Vec<Code>, u32), LowerError>,
+        built: Result<Vec<Code>, LowerError>,
         features: &Features,
     ) -> Result<(), BuildError> {
         let fail = |error| BuildError { pack, error };
-        let (parts, frame_bytes) = built.map_err(fail)?;
+        let parts = built.map_err(fail)?;
         let dispatcher = lower::dispatcher(number).map_err(fail)?;
         self.map(MapRef::Slots(number), MapKind::Programs, 4, 2);
-        if frame_bytes > 0 {
-            let map = MapRef::Frame(number, frame_bytes);
-            self.map(map, MapKind::Scratch, frame_bytes * features.cpus, 1);
+        // All parts have the same one, if any.
+        let mut named = parts.iter().flat_map(|part| &part.maps);
+        let frame = named.find_map(|(_, map)| match map {
+            MapRef::Frame(_, bytes) => Some((*map, bytes * features.cpus)),
+            _ => None,
+        });
+        if let Some((map, bytes)) = frame {
+            self.map(map, MapKind::Scratch, bytes, 1);
         }
         self.programs.push(ProgramImage {
             number,

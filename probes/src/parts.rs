@@ -12,7 +12,7 @@ use crate::asm::Code;
 use crate::features::Features;
 use crate::image::Attach;
 use crate::lower::{
-    self, AREAS_AT, Area, Entry, Firing, Kind, LowerError, Part, Piece, Section, SyscallLeaf, area_bytes,
+    self, Area, Entry, Firing, Kind, LowerError, Part, Piece, Section, SyscallLeaf, area, frame,
 };
 
 /// Maps that one program may use: `MAX_USED_MAPS` of include/linux/bpf_verifier.h.
@@ -31,12 +31,7 @@ pub(crate) trait Wish: Sized {
     /// Says where the firings of a section are.
     fn set_firing(&mut self, section: usize, firing: Firing);
     /// Lowers a part that records and judges conditions.
-    fn lower(
-        wishes: &[Self],
-        areas: &[Area],
-        features: &Features,
-        part: Part,
-    ) -> Result<(Code, u32), LowerError>;
+    fn lower(wishes: &[Self], areas: &[Area], features: &Features, part: Part) -> Result<Code, LowerError>;
 }
 
 impl Wish for Section<'_> {
@@ -48,12 +43,7 @@ impl Wish for Section<'_> {
         self.firing = Some(firing);
     }
 
-    fn lower(
-        wishes: &[Self],
-        areas: &[Area],
-        features: &Features,
-        part: Part,
-    ) -> Result<(Code, u32), LowerError> {
+    fn lower(wishes: &[Self], areas: &[Area], features: &Features, part: Part) -> Result<Code, LowerError> {
         lower::program(wishes, areas, features, part)
     }
 }
@@ -69,12 +59,7 @@ impl Wish for Vec<SyscallLeaf<'_>> {
         }
     }
 
-    fn lower(
-        wishes: &[Self],
-        areas: &[Area],
-        features: &Features,
-        part: Part,
-    ) -> Result<(Code, u32), LowerError> {
+    fn lower(wishes: &[Self], areas: &[Area], features: &Features, part: Part) -> Result<Code, LowerError> {
         lower::syscall_program(wishes, areas, features, part)
     }
 }
@@ -105,15 +90,14 @@ struct Group {
     passed: usize,
 }
 
-/// Lowers what the packs want of one tracepoint, in as few parts as the kernel's limits allow. Returns them and the bytes of
-/// their frame, each CPU's.
+/// Lowers what the packs want of one tracepoint, in as few parts as the kernel's limits allow.
 pub(crate) fn in_parts<W: Wish>(
     attach: &Attach,
     wishes: &mut [W],
     number: u16,
     direct: bool,
     features: &Features,
-) -> Result<(Vec<Code>, u32), LowerError> {
+) -> Result<Vec<Code>, LowerError> {
     let mut room = RINGS_A_PART;
     loop {
         let (groups, frame_bytes) = grouped(wishes, room);
@@ -131,13 +115,13 @@ pub(crate) fn in_parts<W: Wish>(
             next: None,
             frame_bytes,
         };
-        let (parts, frame_bytes) = lowered(wishes, &groups, features, part)?;
+        let parts = lowered(wishes, &groups, features, part)?;
         let maps = |code: &Code| {
             let maps: BTreeSet<_> = code.maps.iter().map(|(_, map)| map).collect();
             maps.len()
         };
         if room == 1 || parts.iter().all(|part| maps(part) <= MAPS_MAX) {
-            return Ok((parts, frame_bytes));
+            return Ok(parts);
         }
         room /= 2;
     }
@@ -161,11 +145,11 @@ fn grouped<W: Wish>(wishes: &mut [W], room: usize) -> (Vec<Group>, u32) {
         });
         begin = end;
     }
-    let mut frame_bytes = u32::from(AREAS_AT);
+    let mut frame_bytes = frame::AREAS as u32;
     // Places among the parts after the first.
     let mut place = groups.len().saturating_sub(1);
     for group in &mut groups {
-        let mut at = u32::from(AREAS_AT);
+        let mut at = frame::AREAS as u32;
         let mut used = 0;
         let mut full = TRIGGERS_A_PART;
         for wish in group.wishes.clone() {
@@ -179,7 +163,7 @@ fn grouped<W: Wish>(wishes: &mut [W], room: usize) -> (Vec<Group>, u32) {
             }
             let area = Area { at: at as i16 };
             group.areas.push(area);
-            at += area_bytes(most);
+            at += area::bytes(most);
             group.passed += most.div_ceil(TRIGGERS_A_PART) + 1;
             let rings = rings(of_pack);
             // A part that another pack's firings are in has to have room for the rings of this one.
@@ -235,19 +219,16 @@ fn lowered<W: Wish>(
     groups: &[Group],
     features: &Features,
     part: Part,
-) -> Result<(Vec<Code>, u32), LowerError> {
+) -> Result<Vec<Code>, LowerError> {
     let mut parts = Vec::new();
     let mut firing_parts = Vec::new();
-    let mut frame_bytes = 0;
     for (number, group) in (0..).zip(groups) {
         let part = Part {
             next: (number as usize + 1 < groups.len()).then_some(number),
             ..part
         };
         let some = wishes.get(group.wishes.clone()).unwrap_or_default();
-        let (code, bytes) = W::lower(some, &group.areas, features, part)?;
-        frame_bytes = frame_bytes.max(bytes);
-        parts.push(code);
+        parts.push(W::lower(some, &group.areas, features, part)?);
         for slices in &group.firings {
             let pieces: Vec<Piece<'_>> = slices
                 .iter()
@@ -261,11 +242,9 @@ fn lowered<W: Wish>(
                     })
                 })
                 .collect();
-            let (code, bytes) = lower::firings(&pieces, &group.areas, features, part)?;
-            frame_bytes = frame_bytes.max(bytes);
-            firing_parts.push(code);
+            firing_parts.push(lower::firings(&pieces, &group.areas, features, part)?);
         }
     }
     parts.append(&mut firing_parts);
-    Ok((parts, frame_bytes))
+    Ok(parts)
 }

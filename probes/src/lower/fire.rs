@@ -75,7 +75,7 @@ pub fn firings(
     areas: &[Area],
     features: &Features,
     part: Part,
-) -> Result<(Code, u32), LowerError> {
+) -> Result<Code, LowerError> {
     let mut emit = Emit::new(features, part);
     emit.prologue();
     emit.asm.note("firings");

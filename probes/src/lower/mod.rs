@@ -271,14 +271,6 @@ pub(crate) mod area {
     ];
 }
 
-/// Where the areas begin in the frame.
-pub(crate) const AREAS_AT: u16 = frame::AREAS as u16;
-
-/// Bytes of an area for so many triggers.
-pub(crate) fn area_bytes(triggers: usize) -> u32 {
-    area::bytes(triggers)
-}
-
 /// Whether something was done on the way here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
@@ -302,9 +294,7 @@ pub(crate) struct Emit<'a> {
     pub(crate) clock: Known,
     pub(crate) who: Known,
     /// Bytes of the frame, each CPU's.
-    frame_stride: u32,
-    /// Somebody uses it.
-    pub(crate) uses_frame: bool,
+    frame_bytes: u32,
     /// Intermediate values in use.
     temps: usize,
     /// The first expression that was too deep.
@@ -337,8 +327,7 @@ impl<'a> Emit<'a> {
             exit,
             clock: Known::No,
             who: Known::No,
-            frame_stride: frame_bytes,
-            uses_frame: false,
+            frame_bytes,
             temps: 0,
             too_deep: None,
             unreadable_counter: None,
@@ -492,11 +481,10 @@ impl<'a> Emit<'a> {
 
     /// R1 = this CPU's frame. Uses R0 (on some kernels the CPU's number is a call).
     pub(crate) fn frame_in_r1(&mut self) {
-        self.uses_frame = true;
         self.cpu_in_r0();
-        let map = MapRef::Frame(self.number, self.frame_stride);
+        let map = MapRef::Frame(self.number, self.frame_bytes);
         self.asm.map_value(Reg::R1, map, 0);
-        self.asm.alu(Alu::Mul, Reg::R0, self.frame_stride.cast_signed());
+        self.asm.alu(Alu::Mul, Reg::R0, self.frame_bytes.cast_signed());
         self.asm.alu(Alu::Add, Reg::R1, Reg::R0);
     }
 

@@ -114,7 +114,7 @@ pub fn program(
     areas: &[Area],
     features: &Features,
     part: Part,
-) -> Result<(Code, u32), LowerError> {
+) -> Result<Code, LowerError> {
     let mut emit = Emit::new(features, part);
     emit.prologue();
     emit.nothing_held(areas);
@@ -141,7 +141,7 @@ pub fn syscall_program(
     areas: &[Area],
     features: &Features,
     part: Part,
-) -> Result<(Code, u32), LowerError> {
+) -> Result<Code, LowerError> {
     let mut emit = Emit::new(features, part);
     emit.syscalls = true;
     emit.prologue();
@@ -190,14 +190,13 @@ pub fn syscall_program(
     finish(emit)
 }
 
-pub(super) fn finish(mut emit: Emit<'_>) -> Result<(Code, u32), LowerError> {
+pub(super) fn finish(mut emit: Emit<'_>) -> Result<Code, LowerError> {
     emit.epilogue();
     if let Some(span) = emit.too_deep {
         return Err(LowerError::TooDeep { span });
     }
     let long_jumps = emit.features.long_jumps;
-    let frame_bytes = if emit.uses_frame { emit.frame_stride } else { 0 };
-    Ok((emit.asm.finish(long_jumps)?, frame_bytes))
+    Ok(emit.asm.finish(long_jumps)?)
 }
 
 impl Emit<'_> {

@@ -69,7 +69,7 @@ fn most_asked<'p>(triggers: &'p [Trigger], left: &[usize]) -> Option<(Expr, Vec<
             };
             match asked.iter_mut().find(|(known, _)| *known == value) {
                 // One that asks twice for the same value is in its tree once.
-                Some((_, entries)) if entries.iter().any(|known| known.trigger == *index) => {}
+                Some((_, entries)) if entries.last().is_some_and(|last| last.trigger == *index) => {}
                 Some((_, entries)) => entries.push(entry),
                 None => asked.push((value, vec![entry])),
             }
