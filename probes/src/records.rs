@@ -167,13 +167,7 @@ pub(crate) fn section<'p>(
 
 /// The columns with their places forgotten, so that two lists that mean the same are equal.
 fn plain(columns: &[Column]) -> Vec<Column> {
-    columns
-        .iter()
-        .map(|c| Column {
-            value: c.value.without_spans(),
-            ..c.clone()
-        })
-        .collect()
+    columns.iter().map(Column::without_span).collect()
 }
 
 /// The union of lists: each value once; two values of one name are told apart by a number.

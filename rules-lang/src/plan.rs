@@ -38,22 +38,13 @@ impl Plan {
     /// written where is forgotten of these columns, which nobody has written.
     pub fn share(&mut self, known: &mut SharedColumns) {
         for wish in &mut self.events {
-            let plain: Vec<Column> = wish
-                .all
-                .iter()
-                .map(|column| Column {
-                    value: column.value.without_spans(),
-                    ..column.clone()
-                })
-                .collect();
+            let plain: Arc<[Column]> = wish.all.iter().map(Column::without_span).collect();
             let shared = known
                 .entry(wish.event.full_name())
-                .and_modify(|shared| {
-                    if **shared != *plain {
-                        *shared = plain.as_slice().into();
-                    }
-                })
-                .or_insert_with(|| plain.as_slice().into());
+                .or_insert_with(|| plain.clone());
+            if *shared != plain {
+                *shared = plain;
+            }
             wish.all = Arc::clone(shared);
         }
     }
@@ -228,6 +219,17 @@ pub struct Column {
     pub value: Expr,
     /// Shown in hexadecimal.
     pub hex: bool,
+}
+
+impl Column {
+    /// The same, with its place forgotten: two columns that mean the same are then equal.
+    #[must_use]
+    pub fn without_span(&self) -> Column {
+        Column {
+            value: self.value.without_spans(),
+            ..self.clone()
+        }
+    }
 }
 
 /// A typed expression. Integers are 64 bits wide when computed, extended by their type's sign.
