@@ -13,13 +13,13 @@ use lkst_rules::Options;
 use lkst_rules::diagnostic::Diagnostics;
 use lkst_rules::parse::parse;
 use lkst_rules::print::print;
-use lkst_rules::schema::Schema;
 
 use super::run::generator_features;
 use super::{Failed, build_failed};
 use crate::compile::compile_path;
 use crate::kernel::costs::measure;
 use crate::kernel::load::Environment;
+use crate::kernel::schema::KernelSchema;
 
 /// A stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -53,7 +53,7 @@ pub struct ExplainOptions {
 ///
 /// # Errors
 /// [`Failed`] where the rules are wrong.
-pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -> anyhow::Result<()> {
+pub fn run(options: &ExplainOptions, schema: &KernelSchema, out: &mut dyn Write) -> anyhow::Result<()> {
     let compiled = compile_path(&options.path, &options.params, schema).map_err(Failed::input)?;
     for pack in &compiled {
         eprint!("{}", pack.rendered(options.colour));
@@ -82,7 +82,7 @@ pub fn run(options: &ExplainOptions, schema: &dyn Schema, out: &mut dyn Write) -
         Stage::Asm | Stage::Maps | Stage::Cost => {
             let mut features = generator_features(schema)?;
             if options.stage == Stage::Cost {
-                features.costs = host_costs(&features, out)?;
+                features.costs = host_costs(schema, &features, out)?;
             }
             let numbers = &mut Numbers::new(features.cpus);
             let image = image::build(&plans, &features, &BTreeSet::new(), numbers)
@@ -138,19 +138,17 @@ fn programs(image: &Image, out: &mut dyn Write) -> std::io::Result<()> {
 }
 
 /// What things cost on this host, measured now; where that is not allowed, what they cost elsewhere, which is said.
-fn host_costs(features: &Features, out: &mut dyn Write) -> anyhow::Result<Costs> {
-    let measured = super::schema().and_then(|schema| {
-        let env = Environment {
-            features: features.clone(),
-            btf: schema.btf(),
-            tracefs: schema.tracefs(),
-            uuid: [0; 16],
-            pins: None,
-            memo: "",
-            max_bytes: u64::MAX,
-        };
-        measure(&schema, &env)
-    });
+fn host_costs(schema: &KernelSchema, features: &Features, out: &mut dyn Write) -> anyhow::Result<Costs> {
+    let env = Environment {
+        features: features.clone(),
+        btf: schema.btf(),
+        tracefs: schema.tracefs(),
+        uuid: [0; 16],
+        pins: None,
+        memo: "",
+        max_bytes: u64::MAX,
+    };
+    let measured = measure(schema, &env);
     Ok(match measured {
         Ok(costs) => {
             writeln!(
