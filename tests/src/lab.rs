@@ -15,6 +15,7 @@ use lkst::kernel::schema::KernelSchema;
 use lkst::session::{Host, Session};
 use lkst_rules::diagnostic::render;
 use lkst_rules::plan::Plan;
+use lkst_rules::schema::Schema as _;
 use lkst_rules::source::Source;
 use lkst_rules::{Options, Pack, compile};
 
@@ -83,6 +84,30 @@ impl Lab {
     pub fn load(&self, rules: &str) -> anyhow::Result<Loaded> {
         let plan = self.plan(rules)?;
         Ok(load(&[plan], &self.environment()?)?)
+    }
+
+    /// The first so many events, as `system:name`, of systems that every kernel has and that programs may hang on.
+    #[must_use]
+    pub fn usual_events(&self, count: usize) -> Vec<String> {
+        const SYSTEMS: [&str; 9] = [
+            "sched",
+            "signal",
+            "task",
+            "timer",
+            "irq",
+            "workqueue",
+            "kmem",
+            "block",
+            "writeback",
+        ];
+        let mut events = self.schema.events();
+        events.retain(|(system, name)| {
+            SYSTEMS.contains(system) && self.schema.unattachable(system, name).is_none()
+        });
+        let names = events
+            .into_iter()
+            .map(|(system, name)| format!("{system}:{name}"));
+        names.take(count).collect()
     }
 
     /// What loading needs beside plans.

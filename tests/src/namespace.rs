@@ -15,13 +15,21 @@ use std::path::Path;
 /// Where `run` does.
 pub fn with_own_mounts<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
     let inside = || -> io::Result<T> {
-        // SAFETY: it changes what the calling thread sees of mounts, and parts its folders from those of other threads.
-        done(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
-        change(Path::new("/"), libc::MS_PRIVATE | libc::MS_REC)?;
+        own_mounts()?;
         Ok(run())
     };
     std::thread::scope(|scope| scope.spawn(inside).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Gives the calling thread a mount namespace of its own, as [`with_own_mounts`], to its end.
+///
+/// # Errors
+/// There is no such namespace: that needs root.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: it changes what the calling thread sees of mounts, and parts its folders from those of other threads.
+    done(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    change(Path::new("/"), libc::MS_PRIVATE | libc::MS_REC)
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {

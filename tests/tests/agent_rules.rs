@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use lkst::kernel::link::open_pinned;
 use lkst::status::PackPhase;
-use lkst_rules::schema::Schema as _;
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
 use lkst_tests::objects::Objects;
@@ -346,25 +345,7 @@ fn from_the_write_of_a_rule_to_its_first_record() {
     const RULES: usize = 10;
     const ROUNDS: usize = 11;
     // Sixty events, each of about eleven packs.
-    let systems = [
-        "sched",
-        "signal",
-        "task",
-        "timer",
-        "irq",
-        "workqueue",
-        "kmem",
-        "block",
-        "writeback",
-    ];
-    let events: Vec<String> = lab
-        .schema
-        .events()
-        .into_iter()
-        .filter(|(system, name)| systems.contains(system) && lab.schema.unattachable(system, name).is_none())
-        .map(|(system, name)| format!("{system}:{name}"))
-        .take(60)
-        .collect();
+    let events = lab.usual_events(60);
     assert_eq!(events.len(), 60);
     let text = |pack: usize, round: usize| {
         let rules: String = (0..RULES)

@@ -424,6 +424,20 @@ pub(crate) fn bytes_below(folder: &Path) -> Result<u64> {
     Ok(sum)
 }
 
+/// How many records the traces below a folder have.
+///
+/// # Errors
+/// They cannot be read.
+pub(crate) fn records_in(folder: &Path) -> Result<u64> {
+    let traces = Traces::open(&[folder])?;
+    let mut records = traces.records();
+    let mut count = 0;
+    while records.next_record()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 /// Waits until `value` stays what it is for a while.
 ///
 /// # Errors
@@ -490,12 +504,6 @@ impl Stream {
     /// They cannot be read.
     pub(crate) fn end(mut self) -> Result<u64> {
         self.tool.interrupt()?;
-        let traces = Traces::open(&[self.folder.path().join("traces")])?;
-        let mut records = traces.records();
-        let mut count = 0;
-        while records.next_record()?.is_some() {
-            count += 1;
-        }
-        Ok(count)
+        records_in(&self.folder.path().join("traces"))
     }
 }

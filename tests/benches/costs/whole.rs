@@ -6,14 +6,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use lkst::trace::read::Traces;
-use lkst_rules::schema::Schema as _;
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
 
 use crate::loads::storm;
 use crate::report::{Report, Target};
-use crate::tracers::{Cats, Perf, Stream, bytes_below, settled};
+use crate::tracers::{Cats, Perf, Stream, bytes_below, records_in, settled};
 
 const RENAME: &str = "task:task_rename";
 /// Every tracer's buffer, of each CPU.
@@ -153,12 +151,7 @@ fn trace_of(lab: &Lab, folder: &Path, renames_each: u32) -> Result<u64> {
     storm(renames_each)?;
     session.finish(&mut |_| Ok(()))?;
     ensure!(session.troubles.is_empty(), "{:?}", session.troubles);
-    let traces = Traces::open(&[folder])?;
-    let mut records = traces.records();
-    let mut count = 0;
-    while records.next_record()?.is_some() {
-        count += 1;
-    }
+    let count = records_in(folder)?;
     ensure!(count >= 2 * u64::from(renames_each), "{count} records");
     Ok(count)
 }
@@ -242,28 +235,14 @@ pub(crate) fn show(lab: &Lab, rounds: usize, report: &mut Report) -> Result<()> 
 
 /// 64 packs of 10 rules each, over 60 events.
 fn many_rules(lab: &Lab, bed: &Bed) -> Result<()> {
-    const SYSTEMS: [&str; 9] = [
-        "sched",
-        "signal",
-        "task",
-        "timer",
-        "irq",
-        "workqueue",
-        "kmem",
-        "block",
-        "writeback",
-    ];
-    let mut events = lab.schema.events();
-    events.retain(|(system, name)| {
-        SYSTEMS.iter().any(|known| known == system) && lab.schema.unattachable(system, name).is_none()
-    });
-    ensure!(events.len() >= 60, "{} events", events.len());
+    let events = lab.usual_events(60);
+    ensure!(events.len() == 60, "{} events", events.len());
     for pack in 0..64 {
         let mut text = String::from("buffer main { size = 64KiB }\nset s { sched:sched_process_exec }\n");
         for rule in 0..10 {
-            let (system, name) = &events[(pack * 10 + rule) % 60];
+            let event = &events[(pack * 10 + rule) % 60];
             text += &format!(
-                "rule r{rule} {{ when {system}:{name} with task.pid == {} then enable s }}\n",
+                "rule r{rule} {{ when {event} with task.pid == {} then enable s }}\n",
                 4_000_000 + rule
             );
         }

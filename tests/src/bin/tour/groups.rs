@@ -4,7 +4,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{in_child, mount, pause};
+use lkst_tests::namespace::mount_new;
+
+use super::{in_child, pause};
 
 /// The groups of this tour, which [`Groups::remove`] removes.
 #[derive(Default)]
@@ -21,7 +23,7 @@ impl Groups {
         let name = format!("lkst-tour-{}", std::process::id());
         let unified = folder.join("unified");
         fs::create_dir(&unified)?;
-        mount("none", &unified, "cgroup2", 0, "")?;
+        mount_new(c"cgroup2", &unified, "")?;
         let group = unified.join(&name);
         fs::create_dir(&group)?;
         self.unified = Some(group.clone());
@@ -31,7 +33,7 @@ impl Groups {
         }
         let memory = folder.join("memory");
         fs::create_dir(&memory)?;
-        mount("none", &memory, "cgroup", 0, "memory")?;
+        mount_new(c"cgroup", &memory, "memory")?;
         let group = memory.join(&name);
         fs::create_dir(&group)?;
         self.memory = Some((group, "memory.limit_in_bytes"));

@@ -21,6 +21,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use lkst_tests::namespace::own_mounts;
+
 /// Seconds after which the tour ends, finished or not.
 const LONGEST: libc::c_uint = 30;
 
@@ -50,9 +52,9 @@ fn tour() -> io::Result<()> {
     unsafe {
         libc::signal(libc::SIGTERM, end_traveller as *const () as libc::sighandler_t);
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM);
-        checked(libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET))?;
+        checked(libc::unshare(libc::CLONE_NEWNET))?;
     }
-    mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "")?;
+    own_mounts()?;
     let folder = tempfile::tempdir()?;
     let mut groups = groups::Groups::default();
     step("control groups", || groups.make(folder.path()));
@@ -110,22 +112,6 @@ fn checked(returned: impl Into<i64>) -> io::Result<i64> {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
-    let (source, kind, data) = (CString::new(source)?, CString::new(kind)?, CString::new(data)?);
-    let target = c_path(target)?;
-    // SAFETY: all are C strings.
-    checked(unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind.as_ptr(),
-            flags,
-            data.as_ptr().cast(),
-        )
-    })?;
-    Ok(())
 }
 
 /// Unmounts what is mounted below a folder, the latest first.

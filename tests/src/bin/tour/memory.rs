@@ -5,8 +5,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::path::Path;
 
+use lkst_tests::namespace::mount_new;
+
 use super::groups::Groups;
-use super::{checked, in_child, mount, pause, step};
+use super::{checked, in_child, pause, step};
 
 const PAGE: usize = 4096;
 const HUGE: usize = 2 << 20;
@@ -153,7 +155,7 @@ fn advice() -> io::Result<()> {
 fn hugetlbfs(folder: &Path) -> io::Result<()> {
     let at = folder.join("huge");
     fs::create_dir(&at)?;
-    mount("none", &at, "hugetlbfs", 0, "")?;
+    mount_new(c"hugetlbfs", &at, "")?;
     let file = File::create(at.join("file"))?;
     file.set_len(HUGE as u64)?;
     // SAFETY: it is open. There may be no huge page.
