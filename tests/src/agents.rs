@@ -1,9 +1,8 @@
 //! `lkst agent` with folders of its own, for suites that start, kill and question it.
 //!
-//! A [`Bed`] that is dropped ends its agent, takes what it has put into the kernel out again and unmounts its bpffs, so a
-//! test that fails leaves nothing behind.
+//! A [`Bed`] that is dropped ends its agent, takes what it has put into the kernel out again and unmounts what was
+//! mounted in its folders, so a test that fails leaves nothing behind.
 
-use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use lkst::status::{PackStatus, Status};
+
+use crate::namespace::{mount_new, unmount_all};
 
 /// How long anything may take that takes well below a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,20 +40,7 @@ impl Bed {
             fs::create_dir(dir.path().join(folder))?;
             fs::set_permissions(dir.path().join(folder), Permissions::from_mode(0o755))?;
         }
-        let target = CString::new(dir.path().join("bpf").as_os_str().as_bytes())?;
-        // SAFETY: texts that end in a NUL, and no data.
-        let mounted = unsafe {
-            libc::mount(
-                c"bpf".as_ptr(),
-                target.as_ptr(),
-                c"bpf".as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        };
-        if mounted != 0 {
-            return Err(io::Error::last_os_error()).context("cannot mount a bpffs");
-        }
+        mount_new(c"bpf", &dir.path().join("bpf"), "").context("cannot mount a bpffs")?;
         Ok(Bed {
             binary: binary.to_owned(),
             dir,
@@ -308,9 +296,12 @@ impl Drop for Bed {
             let _waited_already = child.wait();
         }
         let _not_there = fs::remove_dir_all(self.path("bpf/lkst"));
-        if let Ok(target) = CString::new(self.path("bpf").as_os_str().as_bytes()) {
-            // SAFETY: a text that ends in a NUL.
-            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        // By hand, since a `TempDir` says nothing of what it has to leave behind.
+        let removed = unmount_all(self.dir.path()).and_then(|()| fs::remove_dir_all(self.dir.path()));
+        if let Err(error) = removed
+            && !std::thread::panicking()
+        {
+            panic!("{} cannot be removed: {error}", self.dir.path().display());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A mount namespace of one's own, for what a test mounts: it ends with the test's thread, and everything in it.
 
 use std::ffi::{CStr, CString};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -69,6 +70,15 @@ pub fn mount_new(kind: &CStr, target: &Path, data: &str) -> io::Result<()> {
     mount(kind, target, kind, 0, &CString::new(data)?)
 }
 
+/// Gives a file system other options, such as a `size`, where it is mounted.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remount(target: &Path, data: &str) -> io::Result<()> {
+    let options = CString::new(data)?;
+    mount(c"none", target, c"none", libc::MS_REMOUNT, &options)
+}
+
 /// Makes a mount read-only, or writable again.
 ///
 /// # Errors
@@ -134,4 +144,31 @@ pub fn unmount(target: &Path) -> io::Result<()> {
     let target = text(target)?;
     // SAFETY: a text that ends in a NUL.
     done(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) })
+}
+
+/// Takes away, the latest first, all that is mounted in a folder, and the folder's own files where they are shown
+/// elsewhere: neither could be removed before. The folder's name is to be one of its own, as a temporary one's is.
+///
+/// # Errors
+/// What the kernel says.
+pub fn unmount_all(folder: &Path) -> io::Result<()> {
+    // Of the calling thread, whose namespace may be its own.
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    for line in mounts.lines().rev() {
+        // Documentation/filesystems/proc.rst, 3.5: ids, device, the root within the file system, the mount point.
+        let mut fields = line.split(' ').skip(3);
+        let (root, point) = (fields.next(), fields.next());
+        // The root begins where its file system does, which need not be the machine's.
+        let of_it = |root: &str| {
+            Path::new(root)
+                .iter()
+                .any(|part| Some(part) == folder.file_name())
+        };
+        if let Some(point) = point
+            && (Path::new(point).starts_with(folder) || root.is_some_and(of_it))
+        {
+            unmount(Path::new(point))?;
+        }
+    }
+    Ok(())
 }

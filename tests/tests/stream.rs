@@ -5,9 +5,7 @@
 //! not set.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::ffi::CString;
 use std::fs::{self, Permissions};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +15,7 @@ use lkst::status::{BufferStatus, EventStatus};
 use lkst_tests::agents::Bed;
 use lkst_tests::babeltrace::{assert_same_as_show, show_json};
 use lkst_tests::lab::Lab;
+use lkst_tests::namespace::{mount_new, remount, set_read_only};
 use lkst_tests::streamed::{Found, Numbered};
 use lkst_tests::worker::{Worker, cpus, rename};
 
@@ -76,7 +75,7 @@ fn assert_clean(state: &Path) {
             assert!(!parts.is_empty(), "{:?} is empty", incident.path());
             for part in parts {
                 let name = part.file_name();
-                assert!(!name.as_bytes().starts_with(b"."), "{:?}", part.path());
+                assert!(!name.as_encoded_bytes().starts_with(b"."), "{:?}", part.path());
             }
         }
     }
@@ -251,47 +250,13 @@ fn every_number_is_in_one_piece_however_often_the_agent_is_killed() {
     );
 }
 
-/// A small tmpfs that goes with it.
-struct Small(PathBuf);
-
-impl Small {
-    fn new(path: PathBuf, options: &str) -> Small {
-        let small = Small(path);
-        small.mount(0, options);
-        small
-    }
-
-    fn mount(&self, flags: u64, options: &str) {
-        let target = CString::new(self.0.as_os_str().as_bytes()).unwrap();
-        let options = CString::new(options).unwrap();
-        // SAFETY: texts that end in a NUL.
-        let mounted = unsafe {
-            libc::mount(
-                c"lkst-test".as_ptr(),
-                target.as_ptr(),
-                c"tmpfs".as_ptr(),
-                flags,
-                options.as_ptr().cast(),
-            )
-        };
-        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let target = CString::new(self.0.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a text that ends in a NUL.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    }
-}
-
 #[test]
 fn a_disk_that_is_full_or_read_only_is_said_and_mended() {
     let Some((_lab, mut bed)) = bed("full disk", "stream_rotate_size = \"256KiB\"\n") else {
         return;
     };
-    let disk = Small::new(bed.path("state"), "size=1m,mode=0700");
+    let disk = bed.path("state");
+    mount_new(c"tmpfs", &disk, "size=1m,mode=0700").unwrap();
     let mut numbered = Numbered::new(TAG, u32::MAX, 3000).unwrap();
     bed.put("p.lkst", &rules("size = 256KiB mode = stream", &numbered))
         .unwrap();
@@ -309,7 +274,7 @@ fn a_disk_that_is_full_or_read_only_is_said_and_mended() {
         "{said}"
     );
     assert!(bed.log().contains("no space left"), "{}", bed.log());
-    disk.mount(libc::MS_REMOUNT, "size=256m");
+    remount(&disk, "size=256m").unwrap();
     let well = |pack: &lkst::status::PackStatus, more: u64| {
         pack.buffers[0].error.is_none() && pack.incidents.error.is_none() && pack.incidents.saved > more
     };
@@ -318,12 +283,12 @@ fn a_disk_that_is_full_or_read_only_is_said_and_mended() {
         .unwrap()
         .incidents
         .saved;
-    disk.mount(libc::MS_REMOUNT | libc::MS_RDONLY, "size=256m");
+    set_read_only(&disk, true).unwrap();
     bed.pack_until("p", "cannot write to a read-only disk", |pack| {
         trouble(pack).to_lowercase().contains("read-only")
     })
     .unwrap();
-    disk.mount(libc::MS_REMOUNT, "size=256m");
+    set_read_only(&disk, false).unwrap();
     bed.pack_until("p", "is well again", |pack| well(pack, saved + 2))
         .unwrap();
     numbered.stop().unwrap();

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use lkst_tests::namespace::own_mounts;
+use lkst_tests::namespace::{own_mounts, unmount_all};
 
 /// Seconds after which the tour ends, finished or not.
 const LONGEST: libc::c_uint = 30;
@@ -82,7 +82,7 @@ fn tour() -> io::Result<()> {
         _ => return Err(io::Error::last_os_error()),
     }
     groups.remove();
-    unmount_below(folder.path())?;
+    unmount_all(folder.path())?;
     folder.close()
 }
 
@@ -112,24 +112,6 @@ fn checked(returned: impl Into<i64>) -> io::Result<i64> {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-/// Unmounts what is mounted below a folder, the latest first.
-fn unmount_below(folder: &Path) -> io::Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    for line in mounts.lines().rev() {
-        let Some(target) = line
-            .split(' ')
-            .nth(1)
-            .filter(|at| Path::new(at).starts_with(folder))
-        else {
-            continue;
-        };
-        let target = c_path(Path::new(target))?;
-        // SAFETY: a C string.
-        checked(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) })?;
-    }
-    Ok(())
 }
 
 /// Runs in a child, which ends with 0 where it went well, and waits for it.
