@@ -20,7 +20,7 @@ use lkst_probes::features::Features;
 use lkst_probes::layout::record;
 use lkst_rules::diagnostic::{Severity, render};
 use lkst_rules::plan::Plan;
-use lkst_rules::schema::Schema;
+use lkst_rules::schema::{Event, PathError, PathStep, Resolved, Schema};
 use lkst_rules::source::Source;
 use lkst_rules::{Options, Pack, compile};
 
@@ -78,6 +78,52 @@ pub fn plan(name: &str, text: &str, schema: &dyn Schema) -> anyhow::Result<Arc<P
     diagnostics.list.retain(|d| d.severity == Severity::Error);
     plan.map(Arc::new)
         .with_context(|| render(&diagnostics, &pack.sources, false))
+}
+
+/// This kernel with one of the two ways to a field.
+#[derive(Debug)]
+pub struct OneWay<'s> {
+    /// The kernel.
+    pub schema: &'s KernelSchema,
+    /// By the arguments, rather than by the format.
+    pub typed: bool,
+}
+
+impl Schema for OneWay<'_> {
+    fn events(&self) -> Vec<(&str, &str)> {
+        self.schema.events()
+    }
+
+    fn event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
+        let mut event = Event::clone(&*self.schema.event(system, name)?);
+        for field in &mut event.fields {
+            match self.typed {
+                true => field.place = None,
+                false => field.recipe = None,
+            }
+        }
+        Some(Arc::new(event))
+    }
+
+    fn argument(&self, event: &Event, steps: &[PathStep]) -> Result<Resolved, PathError> {
+        self.schema.argument(event, steps)
+    }
+
+    fn task_member(&self, path: &[&str]) -> Option<Resolved> {
+        self.schema.task_member(path)
+    }
+
+    fn enumerator(&self, name: &str) -> Vec<(String, i64)> {
+        self.schema.enumerator(name)
+    }
+
+    fn syscall_number(&self, name: &str) -> Option<u32> {
+        self.schema.syscall_number(name)
+    }
+
+    fn syscall_names(&self) -> Vec<&str> {
+        self.schema.syscall_names()
+    }
 }
 
 /// A recorded value.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use lkst::kernel::loaded::Loaded;
 use lkst::kernel::schema::KernelSchema;
 use lkst_probes::catalogue;
-use lkst_rules::schema::{Event, Field, Origin, PathError, PathStep, Recipe, Resolved, Schema};
-use lkst_tests::live::{Cell, Machine, Record, plan, records, workload};
+use lkst_rules::schema::{Event, Field, Origin, Recipe, Schema};
+use lkst_tests::live::{Cell, Machine, OneWay, Record, plan, records, workload};
 use lkst_tests::{kernel_schema, kernel_takes_programs};
 
 /// Events that this test cannot make happen. Nothing but the kernel's headers would speak for their rows, so there are
@@ -42,49 +42,6 @@ const LOUD: &[&str] = &[
     "tlb",
     "x86_fpu",
 ];
-
-/// This kernel with one of the two ways to a field.
-struct OneWay<'s> {
-    schema: &'s KernelSchema,
-    typed: bool,
-}
-
-impl Schema for OneWay<'_> {
-    fn events(&self) -> Vec<(&str, &str)> {
-        self.schema.events()
-    }
-
-    fn event(&self, system: &str, name: &str) -> Option<Arc<Event>> {
-        let mut event = Event::clone(&*self.schema.event(system, name)?);
-        for field in &mut event.fields {
-            match self.typed {
-                true => field.place = None,
-                false => field.recipe = None,
-            }
-        }
-        Some(Arc::new(event))
-    }
-
-    fn argument(&self, event: &Event, steps: &[PathStep]) -> Result<Resolved, PathError> {
-        self.schema.argument(event, steps)
-    }
-
-    fn task_member(&self, path: &[&str]) -> Option<Resolved> {
-        self.schema.task_member(path)
-    }
-
-    fn enumerator(&self, name: &str) -> Vec<(String, i64)> {
-        self.schema.enumerator(name)
-    }
-
-    fn syscall_number(&self, name: &str) -> Option<u32> {
-        self.schema.syscall_number(name)
-    }
-
-    fn syscall_names(&self) -> Vec<&str> {
-        self.schema.syscall_names()
-    }
-}
 
 /// The events of the catalogue that it covers on this kernel, and the names of those that it does not, mostly since the
 /// kernel does not have them.

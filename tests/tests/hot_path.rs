@@ -318,3 +318,36 @@ fn the_ways_of_a_hit_are_no_longer_than_the_table_says() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn what_several_rules_need_is_read_once() -> anyhow::Result<()> {
+    let Some(schema) = kernel_schema("hot_path")? else {
+        return Ok(());
+    };
+    let features = lkst::command::run::generator_features(&schema)?;
+    let reads = |condition: &dyn Fn(u32) -> String, rules: u32| -> anyhow::Result<usize> {
+        let rules: String = (1..=rules)
+            .map(|n| {
+                let condition = condition(n);
+                format!("rule r{n} {{ when task:task_rename with {condition} then stop }}\n")
+            })
+            .collect();
+        let plan = plan("hot_path", &rules, &schema)?;
+        let mut numbers = Numbers::new(features.cpus);
+        let image = image::build(&[plan], &features, &BTreeSet::new(), &mut numbers)
+            .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let reads = image.programs[0].parts[0]
+            .insns
+            .iter()
+            .filter(|insn| insn.code == code::CALL && insn.imm == Helper::ProbeReadKernelStr as i32);
+        Ok(reads.count())
+    };
+    assert_eq!(reads(&|n| format!("newcomm == \"worker-{n}\""), 1000)?, 1);
+    assert_eq!(reads(&|n| format!("newcomm like \"*-{n}\""), 8)?, 1);
+    // Whoever is seldom judged does not pay for it at every hit.
+    assert_eq!(
+        reads(&|n| format!("oom_score_adj > {n} and newcomm like \"*-{n}\""), 8)?,
+        8
+    );
+    Ok(())
+}

@@ -11,6 +11,9 @@ use super::value::constant;
 use super::{Emit, Kind};
 use crate::asm::{Cond, Label, Reg};
 
+/// What a helper's call is worth in instructions, about.
+const HELPER: u32 = 30;
+
 fn condition(op: CompareOp, signed: bool) -> Cond {
     match (op, signed) {
         (CompareOp::Equal, _) => Cond::Eq,
@@ -108,8 +111,7 @@ impl Emit<'_> {
     /// Operands of `and`, or of `or`, the cheapest first: none has side effects, so their order is ours to choose.
     fn several(&mut self, expr: &Expr, truth: bool, target: Label) {
         let either = matches!(expr.node, Node::Or(..));
-        let mut all = operands(expr, either);
-        all.sort_by_key(|operand| self.price_of(operand));
+        let all = self.in_order(expr);
         let Some((last, first)) = all.split_last() else {
             return;
         };
@@ -127,9 +129,20 @@ impl Emit<'_> {
         }
     }
 
+    /// The operands of `and`, or of `or`, as they are judged.
+    pub(super) fn in_order<'e>(&self, expr: &'e Expr) -> Vec<&'e Expr> {
+        let mut all = operands(expr, matches!(expr.node, Node::Or(..)));
+        all.sort_by_key(|operand| self.price_of(operand));
+        all
+    }
+
+    /// Whether a value takes a helper's call, or more, to load.
+    pub(super) fn calls_to_load(&self, expr: &Expr) -> bool {
+        self.price_of(expr) >= HELPER
+    }
+
     /// About how many instructions an expression takes, a helper's call for some 30 of them.
     pub(super) fn price_of(&self, expr: &Expr) -> u32 {
-        const HELPER: u32 = 30;
         let own = match &expr.node {
             Node::Str { .. } => 3 * HELPER,
             Node::Load(_) if matches!(expr.ty, Type::Text { .. }) => match self.plain_array(expr) {
@@ -159,7 +172,7 @@ impl Emit<'_> {
     fn price_of_path(&self, path: &Path) -> u32 {
         let plain = path.hops.iter().filter(|hop| self.direct && hop.direct).count();
         let read = path.hops.len() - plain;
-        1 + 2 * plain as u32 + 30 * read as u32
+        1 + 2 * plain as u32 + HELPER * read as u32
     }
 
     fn compare(

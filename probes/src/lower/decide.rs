@@ -24,6 +24,7 @@ impl Emit<'_> {
         self.asm.mov(Reg::R9, 0);
         let alone = self.trees(triggers, &firing);
         let from = self.asm.len();
+        self.share(triggers, &alone);
         let alone: Vec<(usize, [Label; 2])> = alone
             .into_iter()
             .map(|index| (index, std::array::from_fn(|_| self.asm.label())))
@@ -40,6 +41,7 @@ impl Emit<'_> {
             self.asm.bind(*next);
         }
         self.asm.jump(judged);
+        self.share_no_more();
         let way = self.way_since(from);
         self.way.add(way);
         for (index, [holds, next]) in alone {

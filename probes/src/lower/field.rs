@@ -51,6 +51,9 @@ impl Emit<'_> {
 
     /// R1 = a value of the hit. `zero_extended` where the caller looks at the low bits only.
     pub(crate) fn load(&mut self, load: &Load, ty: Type, zero_extended: bool) {
+        if self.shared_value(load, ty) {
+            return;
+        }
         let (bits, signed) = shape(ty);
         let signed = signed && !zero_extended;
         match load {

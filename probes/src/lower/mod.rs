@@ -8,7 +8,7 @@
 //!                           └→ rules: decide.rs ─→ one holds? ─→ fire.rs: the full record, `lkst:fired`, act.rs
 //! ```
 //!
-//! `value.rs` computes integers, `text.rs` reads and compares text, `condition.rs` branches; all go through
+//! `value.rs` computes integers, `text.rs` reads text, `held.rs` compares it, `condition.rs` branches; all go through
 //! `field.rs`, the only file that knows where a field lies.
 //!
 //! **Registers.** R6 the context; R7 the state that this hit goes by; R8 its time, 0 while the clock was not read;
@@ -22,9 +22,11 @@ mod decide;
 mod dispatch;
 mod field;
 mod fire;
+mod held;
 mod names;
 mod record;
 mod section;
+mod share;
 mod text;
 mod tree;
 mod value;
@@ -39,6 +41,7 @@ use crate::arena::Spot;
 use crate::asm::{Alu, Asm, AsmError, Cond, Helper, Label, MapRef, Reg, Size};
 use crate::features::Features;
 use crate::layout::{TooLarge, control, counter};
+use lkst_rules::plan::Expr;
 use lkst_rules::source::Span;
 
 /// How an event's program is attached, and where its fields are.
@@ -213,12 +216,18 @@ pub(crate) mod slot {
 pub(crate) mod frame {
     /// `u64`: the hit's time, where a condition has held.
     pub(crate) const TIME: i16 = 0;
+    /// `u64` each: what several rules need.
+    pub(crate) const SHARED: i16 = 8;
+    /// How many of them.
+    pub(crate) const SHARED_MAX: usize = 4;
     /// Where texts begin.
     pub(crate) const TEXTS: i16 = 64;
     /// Bytes of a text: 256, one more to see that it is cut, rounded up.
     pub(crate) const TEXT_BYTES: i16 = 264;
+    /// How many of them.
+    pub(crate) const TEXTS_MAX: usize = 16;
     /// Where the areas begin, see [`super::area`].
-    pub(crate) const AREAS: i16 = TEXTS + 16 * TEXT_BYTES;
+    pub(crate) const AREAS: i16 = TEXTS + TEXTS_MAX as i16 * TEXT_BYTES;
 }
 
 /// A part of the frame: what is known of a pack's rules at this hit. Byte offsets.
@@ -303,6 +312,8 @@ pub(crate) struct Emit<'a> {
     pub(crate) unreadable_counter: Option<Spot>,
     /// The conditions that a hit of this section may have to pass.
     way: budget::Way,
+    /// What was loaded for several rules, see `share.rs`.
+    shared: Vec<Expr>,
 }
 
 impl<'a> Emit<'a> {
@@ -332,6 +343,7 @@ impl<'a> Emit<'a> {
             too_deep: None,
             unreadable_counter: None,
             way: budget::Way::default(),
+            shared: Vec::new(),
         }
     }
 

@@ -9,6 +9,7 @@
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
 use lkst_rules::schema::{Path, Place, Recipe, Type};
 
+use super::held::{Ground, Held};
 use super::{Emit, Kind, frame, slot};
 use crate::asm::{Alu, Cond, Helper, Label, Reg, Size};
 use crate::layout::{CUT, UNREADABLE, VARYING_MAX_BYTES};
@@ -16,22 +17,7 @@ use crate::layout::{CUT, UNREADABLE, VARYING_MAX_BYTES};
 /// Bytes of a text on the stack.
 const STACK_BYTES: usize = 32;
 
-/// Where a text lies while it is compared.
-#[derive(Debug, Clone, Copy)]
-enum Held {
-    /// In a classic program's context, from this byte, in so many bytes.
-    Context(i16, usize),
-    /// In a structure that R3 points to, from this byte, in so many bytes, by plain loads.
-    Array(i16, usize),
-    /// On the stack.
-    Stack(i16),
-    /// In the frame, in this text slot.
-    Frame(usize),
-    /// A constant.
-    Literal,
-}
-
-fn literal(expr: &Expr) -> Option<&[u8]> {
+pub(super) fn literal(expr: &Expr) -> Option<&[u8]> {
     match &expr.node {
         Node::Text(text) => Some(text),
         Node::Load(Load::EventName(name)) => Some(name.as_bytes()),
@@ -46,7 +32,7 @@ fn capacity(expr: &Expr) -> usize {
     }
 }
 
-fn text_slot(index: usize) -> i32 {
+pub(super) fn text_slot(index: usize) -> i32 {
     i32::from(frame::TEXTS) + i32::from(frame::TEXT_BYTES) * index as i32
 }
 
@@ -104,7 +90,7 @@ impl Emit<'_> {
     }
 
     /// Adds one to the event's unreadable texts. `CPU` may not be known yet.
-    fn count_unreadable(&mut self) {
+    pub(super) fn count_unreadable(&mut self) {
         let Some(spot) = self.unreadable_counter else {
             return;
         };
@@ -193,9 +179,12 @@ impl Emit<'_> {
     }
 
     /// Brings a text to where constant offsets of it can be loaded.
-    fn hold(&mut self, expr: &Expr, unreadable: Label) -> Held {
+    pub(super) fn hold(&mut self, expr: &Expr, unreadable: Label) -> Held {
         if literal(expr).is_some() {
             return Held::Literal;
+        }
+        if let Some(index) = self.shared_text(expr, unreadable) {
+            return Held::Frame(index);
         }
         let capacity = capacity(expr);
         if let (
@@ -222,121 +211,52 @@ impl Emit<'_> {
             self.asm.mov(Reg::R2, capacity as i32 + 1);
             self.asm.call(helper);
             self.asm.branch(Cond::Slt, Reg::R0, 0, unreadable);
-            return Held::Stack(slot::TEXTS);
+            return Held::Stack(capacity + 1);
         }
-        self.read_to_frame(expr, 0, VARYING_MAX_BYTES.min(capacity + 1), unreadable);
+        self.read_for_condition(expr, 0, unreadable);
         Held::Frame(0)
     }
 
-    /// Jumps to `miss` unless the held text begins with these bytes, and ends there if `whole`. Uses R1 to R3.
-    fn match_held(&mut self, held: Held, text: &[u8], whole: bool, miss: Label) {
-        let mut bytes = text.to_vec();
-        let (base, offset, room) = match held {
-            Held::Context(offset, capacity) | Held::Array(offset, capacity) => {
-                if text.len() > capacity {
-                    return self.asm.jump(miss);
-                }
-                // An array that is full has no NUL.
-                if whole && text.len() < capacity {
-                    bytes.push(0);
-                }
-                let base = match held {
-                    Held::Context(..) => Reg::R6,
-                    _ => Reg::R3,
-                };
-                (base, offset, capacity)
-            }
-            Held::Stack(offset) => {
-                if whole {
-                    bytes.push(0);
-                }
-                if bytes.len() > STACK_BYTES {
-                    return self.asm.jump(miss);
-                }
-                (Reg::R10, offset, STACK_BYTES)
-            }
-            Held::Frame(index) => {
-                if whole {
-                    bytes.push(0);
-                }
-                if bytes.len() > VARYING_MAX_BYTES {
-                    return self.asm.jump(miss);
-                }
-                self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::FRAME);
-                self.asm.alu(Alu::Add, Reg::R3, text_slot(index));
-                (Reg::R3, 0, VARYING_MAX_BYTES)
-            }
-            Held::Literal => return self.asm.jump(miss),
-        };
-        self.match_bytes(base, offset, room, &bytes, miss);
+    /// As [`Emit::read_to_frame`], as much of the text as a condition looks at.
+    pub(super) fn read_for_condition(&mut self, expr: &Expr, index: usize, unreadable: Label) {
+        let bytes = VARYING_MAX_BYTES.min(capacity(expr) + 1);
+        self.read_to_frame(expr, index, bytes, unreadable);
     }
 
-    /// Jumps to `miss` unless the memory at `base + offset`, of which `room` bytes may be loaded, holds these bytes. Uses
-    /// R1 and R2.
-    fn match_bytes(&mut self, base: Reg, offset: i16, room: usize, bytes: &[u8], miss: Label) {
-        // The verifier refuses unaligned loads of the context.
-        let aligned = base == Reg::R6;
-        let mut at = 0;
-        while let Some(rest) = bytes.get(at..)
-            && !rest.is_empty()
-        {
-            let place = offset + at as i16;
-            let fits = |width: usize| !aligned || place.unsigned_abs().is_multiple_of(width as u16);
-            // A word of which the last bytes are shifted out, rather than two or three smaller ones.
-            let in_one = rest.len() < 8 && !rest.len().is_power_of_two() && at + 8 <= room && fits(8);
-            let width = match in_one {
-                true => rest.len(),
-                false => [8, 4, 2, 1]
-                    .into_iter()
-                    .find(|&w| w <= rest.len() && fits(w))
-                    .unwrap_or(1),
-            };
-            let mut word = [0; 8];
-            for (to, from) in word.iter_mut().zip(rest.iter().take(width)) {
-                *to = *from;
-            }
-            let mut word = u64::from_le_bytes(word);
-            let size = Size::of_bytes(width).unwrap_or(Size::B8);
-            self.asm.load(size, Reg::R1, base, place);
-            if in_one {
-                let shift = 64 - 8 * width as i32;
-                self.asm.alu(Alu::Lsh, Reg::R1, shift);
-                word <<= shift;
-            }
-            if width == 4 {
-                self.asm.branch32(Cond::Ne, Reg::R1, word as u32 as i32, miss);
-            } else if let Ok(imm) = i32::try_from(word.cast_signed()) {
-                self.asm.branch(Cond::Ne, Reg::R1, imm, miss);
-            } else {
-                self.asm.constant(Reg::R2, word);
-                self.asm.branch(Cond::Ne, Reg::R1, Reg::R2, miss);
-            }
-            at += width;
-        }
+    /// R0 = the length of a text with its NUL. It lies in the text slot that is returned.
+    fn measured(&mut self, expr: &Expr, unreadable: Label) -> usize {
+        self.shared_text(expr, unreadable).unwrap_or_else(|| {
+            self.read_for_condition(expr, 0, unreadable);
+            0
+        })
     }
 
     /// Jumps to `yes` where the text is one of these; falls through where it is not.
     fn one_of(&mut self, value: &Expr, list: &[&[u8]], yes: Label, unreadable: Label) {
         let held = self.hold(value, unreadable);
-        for text in list {
-            let next = self.asm.label();
-            self.match_held(held, text, true, next);
-            self.asm.jump(yes);
-            self.asm.bind(next);
-        }
+        let no = self.asm.label();
+        let targets: Vec<(&[u8], Label)> = list.iter().map(|text| (*text, yes)).collect();
+        self.search_text(held, &targets, no);
+        self.asm.bind(no);
     }
 
     fn begins_with(&mut self, value: &Expr, body: &[u8], [yes, no, unreadable]: [Label; 3]) {
         let held = self.hold(value, unreadable);
-        self.match_held(held, body, false, no);
-        self.asm.jump(yes);
+        match held.pattern(body, true) {
+            Some(pattern) => {
+                let ground = self.ground(held);
+                self.match_bytes(ground, 0, &pattern, no);
+                self.asm.jump(yes);
+            }
+            None => self.asm.jump(no),
+        }
     }
 
     fn ends_with(&mut self, value: &Expr, body: &[u8], [yes, no, unreadable]: [Label; 3]) {
         if body.len() >= VARYING_MAX_BYTES {
             return self.asm.jump(no);
         }
-        self.read_to_frame(value, 0, VARYING_MAX_BYTES.min(capacity(value) + 1), unreadable);
+        let index = self.measured(value, unreadable);
         self.asm.alu(Alu::Sub, Reg::R0, 1 + body.len() as i32);
         self.asm.branch(Cond::Slt, Reg::R0, 0, no);
         self.asm.branch(
@@ -346,9 +266,9 @@ impl Emit<'_> {
             no,
         );
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::FRAME);
-        self.asm.alu(Alu::Add, Reg::R3, text_slot(0));
+        self.asm.alu(Alu::Add, Reg::R3, text_slot(index));
         self.asm.alu(Alu::Add, Reg::R3, Reg::R0);
-        self.match_bytes(Reg::R3, 0, body.len(), body, no);
+        self.match_bytes(Ground::in_r3(body.len()), 0, body, no);
         self.asm.jump(yes);
     }
 
@@ -357,16 +277,16 @@ impl Emit<'_> {
         if body.len() >= VARYING_MAX_BYTES {
             return self.asm.jump(no);
         }
-        self.read_to_frame(value, 0, VARYING_MAX_BYTES.min(capacity(value) + 1), unreadable);
+        let index = self.measured(value, unreadable);
         let (top, next) = (self.asm.label(), self.asm.label());
         self.asm.mov(Reg::R4, Reg::R0);
         self.asm.alu(Alu::Sub, Reg::R4, 1 + body.len() as i32);
         self.asm.branch(Cond::Slt, Reg::R4, 0, no);
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::FRAME);
-        self.asm.alu(Alu::Add, Reg::R3, text_slot(0));
+        self.asm.alu(Alu::Add, Reg::R3, text_slot(index));
         self.asm.mov(Reg::R5, 0);
         self.asm.bind(top);
-        self.match_bytes(Reg::R3, 0, body.len(), body, next);
+        self.match_bytes(Ground::in_r3(body.len()), 0, body, next);
         self.asm.jump(yes);
         self.asm.bind(next);
         self.asm.alu(Alu::Add, Reg::R3, 1);
@@ -386,7 +306,7 @@ impl Emit<'_> {
     fn same_text(&mut self, left: &Expr, right: &Expr, [yes, no, unreadable]: [Label; 3]) {
         let most = VARYING_MAX_BYTES.min(capacity(left) + 1).min(capacity(right) + 1);
         for (index, side) in [left, right].into_iter().enumerate() {
-            self.read_to_frame(side, index, VARYING_MAX_BYTES.min(capacity(side) + 1), unreadable);
+            self.read_for_condition(side, index, unreadable);
         }
         let top = self.asm.label();
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::FRAME);
