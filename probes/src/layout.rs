@@ -95,6 +95,8 @@ pub mod control {
     pub const GENERATION: u32 = 0;
     /// `u32 tgid` of the agent, whose own events are skipped.
     pub const SELF_TGID: u32 = 8;
+    /// `u64`: always 0, which the verifier does not know.
+    pub const ZERO: u32 = 16;
     /// Bytes before the first pack's block.
     pub const HEADER_BYTES: u32 = 64;
 

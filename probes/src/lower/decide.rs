@@ -10,7 +10,8 @@ use lkst_rules::plan::Trigger;
 
 use super::section::{Firing, Section};
 use super::{Emit, area, frame, slot};
-use crate::asm::{Alu, Cond, Label, Reg, Size};
+use crate::asm::{Alu, Cond, Label, MapRef, Reg, Size};
+use crate::layout::control;
 
 impl Emit<'_> {
     /// Marks the triggers whose conditions hold; the slot `AREA` is then the section's, and 0 where none holds. Falls through.
@@ -20,8 +21,10 @@ impl Emit<'_> {
         let Some(firing) = section.firing else { return };
         let triggers = &section.plan.triggers;
         let [judged, none] = std::array::from_fn(|_| self.asm.label());
-        // R9 is the area once a condition has held.
-        self.asm.mov(Reg::R9, 0);
+        // R9 is not 0 once a condition has held. It begins with a 0 that the verifier does not know: so a rule that holds
+        // leaves nothing behind that it would follow through all rules that come later.
+        self.asm.map_value(Reg::R9, MapRef::Control(0), control::ZERO);
+        self.asm.load(Size::B8, Reg::R9, Reg::R9, 0);
         let alone = self.trees(triggers, &firing);
         let from = self.asm.len();
         self.share(triggers, &alone);
@@ -52,36 +55,40 @@ impl Emit<'_> {
         }
         self.asm.bind(judged);
         self.paths_meet();
-        self.asm.store(Size::B8, Reg::R10, slot::AREA, Reg::R9);
+        self.asm.store_imm(Size::B8, Reg::R10, slot::AREA, 0);
         self.asm.branch(Cond::Eq, Reg::R9, 0, none);
+        self.area_in_r1(&firing);
+        self.asm.mov(Reg::R9, Reg::R1);
+        self.asm.store(Size::B8, Reg::R10, slot::AREA, Reg::R9);
         self.hand_over(&firing, triggers.len());
         self.asm.bind(none);
         self.paths_meet();
     }
 
-    /// Marks the trigger whose number is in R1, a constant. R9 becomes the area; the other registers are lost.
+    /// Marks the trigger whose number is in R1, a constant. R9 is not 0 then; the other registers are lost.
     ///
     /// INVARIANT: between hits no trigger is marked: the firing parts see to that.
     pub(super) fn mark(&mut self, firing: &Firing) {
-        let have = self.asm.label();
-        self.asm.mov(Reg::R3, Reg::R1);
-        self.asm.branch(Cond::Ne, Reg::R9, 0, have);
         self.asm.store(Size::B8, Reg::R10, slot::KEY, Reg::R1);
-        self.frame_in_r1();
-        self.asm.mov(Reg::R9, Reg::R1);
-        self.asm.alu(Alu::Add, Reg::R9, i32::from(firing.area.at));
+        self.area_in_r1(firing);
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::KEY);
-        self.asm.bind(have);
-        self.asm.mov(Reg::R1, Reg::R3);
-        self.asm.alu(Alu::Rsh, Reg::R1, 6);
-        self.asm.alu(Alu::Lsh, Reg::R1, 3);
-        self.asm.alu(Alu::Add, Reg::R1, Reg::R9);
+        self.asm.mov(Reg::R2, Reg::R3);
+        self.asm.alu(Alu::Rsh, Reg::R2, 6);
+        self.asm.alu(Alu::Lsh, Reg::R2, 3);
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
         self.asm.alu(Alu::And, Reg::R3, 63);
         self.asm.mov(Reg::R2, 1);
         self.asm.alu(Alu::Lsh, Reg::R2, Reg::R3);
         self.asm.load(Size::B8, Reg::R3, Reg::R1, area::HELD);
         self.asm.alu(Alu::Or, Reg::R3, Reg::R2);
         self.asm.store(Size::B8, Reg::R1, area::HELD, Reg::R3);
+        self.asm.alu(Alu::Or, Reg::R9, 1);
+    }
+
+    /// R1 = the section's area. Uses R0.
+    fn area_in_r1(&mut self, firing: &Firing) {
+        self.frame_in_r1();
+        self.asm.alu(Alu::Add, Reg::R1, i32::from(firing.area.at));
     }
 
     /// Some trigger is marked: what the firing part needs beside that, into the area at R9.
