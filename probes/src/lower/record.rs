@@ -366,7 +366,6 @@ impl Emit<'_> {
     /// R9 = the record, its word saying *reserved*, its page's head saying which page it is. R3 the page's sequence
     /// number.
     fn page(&mut self, Ring { map, pages, .. }: Ring, max: u16, lost: Label) {
-        let current = self.asm.label();
         self.asm.mov(Reg::R9, Reg::R3);
         match pages.is_power_of_two() {
             true => self.asm.alu32(Alu::And, Reg::R3, pages.cast_signed() - 1),
@@ -389,11 +388,8 @@ impl Emit<'_> {
         self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
         self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::WORD);
         self.asm.store(Size::B8, Reg::R1, record::ID as i16, Reg::R2);
-        // Whoever comes first in a page; a nested writer writes the same.
-        self.asm.load(Size::B8, Reg::R2, Reg::R0, page::SEQ as i16);
-        self.asm.branch(Cond::Eq, Reg::R2, Reg::R9, current);
+        // Only whoever comes first in a page says something new; to look whether that is us takes longer than to say it.
         self.asm.store(Size::B8, Reg::R0, page::SEQ as i16, Reg::R9);
-        self.asm.bind(current);
         self.asm.mov(Reg::R9, Reg::R1);
     }
 
