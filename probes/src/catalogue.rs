@@ -31,6 +31,8 @@ pub enum Expression {
     Path(Place),
     /// `jiffies`
     Jiffies,
+    /// The six arguments of a system call.
+    SyscallArguments,
     /// `switch_state(preempt, prev_state, prev.exit_state)`
     SwitchState {
         /// `bool preempt`
@@ -155,8 +157,10 @@ pub fn parse(text: &str) -> Result<Vec<Row>, CatalogueError> {
 }
 
 fn expression(text: &str) -> Option<Expression> {
-    if text == "jiffies" {
-        return Some(Expression::Jiffies);
+    match text {
+        "jiffies" => return Some(Expression::Jiffies),
+        "syscall_arguments" => return Some(Expression::SyscallArguments),
+        _ => {}
     }
     if let Some(function) = function(text) {
         return Some(function);
@@ -298,6 +302,10 @@ mod tests {
         );
         assert_eq!(expression("*now"), Some(path(false, &[name("now"), Index(0)])));
         assert_eq!(expression("jiffies"), Some(Expression::Jiffies));
+        assert_eq!(
+            expression("syscall_arguments"),
+            Some(Expression::SyscallArguments)
+        );
         assert!(matches!(
             expression("siginfo(info.si_code, 0, 0x80)"),
             Some(Expression::Siginfo {

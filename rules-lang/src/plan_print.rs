@@ -397,6 +397,8 @@ impl Display for Cooked<'_> {
             Recipe::Path(path) => write!(f, "{}", Walked(path)),
             Recipe::SyscallNumber => f.write_str("number"),
             Recipe::SyscallArgument(index) => write!(f, "argument {index}"),
+            Recipe::AnySyscallArgument(index) => write!(f, "argument {index} of any call"),
+            Recipe::AnySyscallArguments => f.write_str("arguments of any call"),
             Recipe::SyscallReturn => f.write_str("return"),
             Recipe::Jiffies => f.write_str("jiffies"),
             Recipe::SwitchState {

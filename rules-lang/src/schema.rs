@@ -168,6 +168,11 @@ pub enum Recipe {
     SyscallNumber,
     /// An argument of the system call, 0 to 5, cut to the field's type.
     SyscallArgument(u8),
+    /// An argument of the system call, 0 to 5, by the registers in which the program at hand passes them: a 64-bit or a
+    /// 32-bit one.
+    AnySyscallArgument(u8),
+    /// All six of them.
+    AnySyscallArguments,
     /// What the system call returned.
     SyscallReturn,
     /// `jiffies`, truncated to the field's type.
@@ -231,6 +236,8 @@ impl Recipe {
             Recipe::Path(path) | Recipe::Siginfo { member: path, .. } => vec![path],
             Recipe::SyscallNumber
             | Recipe::SyscallArgument(_)
+            | Recipe::AnySyscallArgument(_)
+            | Recipe::AnySyscallArguments
             | Recipe::SyscallReturn
             | Recipe::Jiffies
             | Recipe::Constant(_) => Vec::new(),

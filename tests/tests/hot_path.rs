@@ -276,6 +276,7 @@ fn the_ways_of_a_hit_are_no_longer_than_the_table_says() -> anyhow::Result<()> {
         ("sys_enter_openat", always("syscalls:sys_enter_openat")),
         ("sys_exit_openat", always("syscalls:sys_exit_openat")),
         ("all system calls", always("syscalls:*")),
+        ("raw sys_enter", always("raw_syscalls:sys_enter")),
     ];
     let features = lkst::command::run::generator_features(&schema)?;
     let mut table = String::new();

@@ -461,6 +461,14 @@ fn recipe(kernel: &Kernel<'_>, ty: Type, expression: &Expression) -> Option<(Rec
             matches!(ty, Type::Text { .. }).then_some((recipe, fitting(ty, &found)?))
         }
         Expression::Number(_) | Expression::Binary { .. } => assigned(ty, computed(kernel, expression)?),
+        Expression::SyscallArguments => {
+            let six = Type::Array {
+                bits: 64,
+                signed: false,
+                count: 6,
+            };
+            (ty == six).then_some((Recipe::AnySyscallArguments, ty))
+        }
         Expression::Jiffies => matches!(ty, Type::Int { .. }).then_some((Recipe::Jiffies, ty)),
         Expression::SwitchState {
             preempt,

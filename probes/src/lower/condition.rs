@@ -5,7 +5,7 @@
 
 use lkst_rules::ast::CompareOp;
 use lkst_rules::plan::{Expr, Load, Node};
-use lkst_rules::schema::{Path, Type};
+use lkst_rules::schema::{Path, Recipe, Type};
 
 use super::value::constant;
 use super::{Emit, Kind};
@@ -150,6 +150,11 @@ impl Emit<'_> {
                 None => 2 * HELPER,
             },
             Node::Load(Load::Task(_) | Load::Time) => HELPER,
+            // Which kind of program calls is in the current task.
+            Node::Load(Load::Field {
+                recipe: Some(Recipe::AnySyscallArgument(_)),
+                ..
+            }) if self.kind == Kind::Typed => HELPER,
             Node::Load(Load::Field {
                 recipe: Some(recipe), ..
             }) if self.kind == Kind::Typed => recipe

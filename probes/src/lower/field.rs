@@ -16,6 +16,8 @@ use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
 /// (arch/x86/include/asm/ptrace.h), arguments in the order of the system call convention.
 pub(crate) mod pt_regs {
     pub(crate) const ARGUMENTS: [i16; 6] = [112, 104, 96, 56, 72, 64];
+    /// Those of 32-bit calls: `syscall_get_arguments()`, arch/x86/include/asm/syscall.h.
+    pub(crate) const ARGUMENTS_32: [i16; 6] = [40, 88, 96, 104, 112, 32];
     pub(crate) const ORIG_AX: i16 = 120;
 }
 
@@ -144,6 +146,13 @@ impl Emit<'_> {
                 self.asm.load(Size::B8, Reg::R1, Reg::R1, offset);
                 self.extend(bits, signed);
             }
+            Recipe::AnySyscallArgument(index) => {
+                self.by_kind_of_call(|emit, registers| {
+                    let register = registers.get(usize::from(*index)).copied().unwrap_or(0);
+                    emit.asm.load(Size::B8, Reg::R1, Reg::R1, register);
+                });
+                self.extend(bits, signed);
+            }
             Recipe::SyscallReturn => {
                 self.asm.load(Size::B8, Reg::R1, Reg::R6, 8);
                 self.extend(bits, signed);
@@ -168,8 +177,8 @@ impl Emit<'_> {
                 self.load_siginfo(member, *none, *private, size_of_bits(bits));
                 self.extend(bits, signed);
             }
-            // Text is read by `text.rs`.
-            Recipe::TextOr { .. } => self.asm.mov(Reg::R1, 0),
+            // Text is read by `text.rs`, and six arguments are no integer.
+            Recipe::TextOr { .. } | Recipe::AnySyscallArguments => self.asm.mov(Reg::R1, 0),
             Recipe::Constant(value) => {
                 self.asm.constant(Reg::R1, value.cast_unsigned());
                 self.extend(bits, signed);
@@ -239,6 +248,29 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R1, Reg::R6, 0);
         self.asm.load(Size::B8, Reg::R1, Reg::R1, pt_regs::ORIG_AX);
         self.extend(bits, signed);
+    }
+
+    /// Stores the six arguments of a system call at `offset` of the record. R0 to R5 are lost.
+    pub(crate) fn store_syscall_arguments(&mut self, offset: i16) {
+        self.by_kind_of_call(|emit, registers| {
+            for (argument, register) in (0..).zip(registers) {
+                emit.asm.load(Size::B8, Reg::R2, Reg::R1, *register);
+                emit.asm.store(Size::B8, Reg::R9, offset + 8 * argument, Reg::R2);
+            }
+        });
+    }
+
+    /// Does something with the saved registers in R1, whichever of them have the arguments. R0 to R5 are lost.
+    fn by_kind_of_call(&mut self, then: impl Fn(&mut Self, &[i16; 6])) {
+        let [foreign, done] = std::array::from_fn(|_| self.asm.label());
+        self.unless_foreign(foreign);
+        self.asm.load(Size::B8, Reg::R1, Reg::R6, 0);
+        then(self, &pt_regs::ARGUMENTS);
+        self.asm.jump(done);
+        self.asm.bind(foreign);
+        self.asm.load(Size::B8, Reg::R1, Reg::R6, 0);
+        then(self, &pt_regs::ARGUMENTS_32);
+        self.asm.bind(done);
     }
 
     /// R1 = where a path begins.

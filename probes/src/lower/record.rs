@@ -19,7 +19,7 @@
 //! Interrupts that nest there find a writer at work, as anywhere else between the two.
 
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
-use lkst_rules::schema::Place;
+use lkst_rules::schema::{Place, Recipe};
 
 use super::field::size_of_bits;
 use super::section::PackEnv;
@@ -461,6 +461,16 @@ impl Emit<'_> {
                 at += width;
             }
             return;
+        }
+        if let (
+            Node::Load(Load::Field {
+                recipe: Some(Recipe::AnySyscallArguments),
+                ..
+            }),
+            Kind::Typed,
+        ) = (&expr.node, self.kind)
+        {
+            return self.store_syscall_arguments(offset);
         }
         let (null, done) = (self.asm.label(), self.asm.label());
         if let Some((path, from)) = self.plain_array(expr)

@@ -176,6 +176,7 @@ impl<'a> Typer<'a> {
         };
         let recipe = match &field.recipe {
             Some(Recipe::Path(path)) => further(path, bytes).map(Recipe::Path),
+            Some(Recipe::AnySyscallArguments) => u8::try_from(index).ok().map(Recipe::AnySyscallArgument),
             _ => None,
         };
         if place.is_none() && recipe.is_none() {
