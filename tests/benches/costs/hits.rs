@@ -16,13 +16,14 @@ const RENAME: &str = "task:task_rename";
 const SWITCH: &str = "sched:sched_switch";
 
 /// So many rules on one field, none of which holds for the load.
-fn rules(count: usize) -> String {
+fn rules(count: usize, condition: impl Fn(usize) -> String) -> String {
     let mut text = format!("set never {{ {RENAME} }}\n");
     for rule in 1..=count {
+        let with = condition(rule);
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "rule r{rule} {{ when {RENAME} with oom_score_adj == {rule} then enable never }}"
+            "rule r{rule} {{ when {RENAME} with {with} then enable never }}"
         );
     }
     text
@@ -42,7 +43,10 @@ pub(crate) fn hits(lab: &Lab, rounds: usize, report: &mut Report) -> Result<()> 
     let unwanted = one(&format!(
         "set s {{ {RENAME} }}\nset t {{ task:task_newtask }}\nstart with t\nrule r {{ when signal:signal_generate with sig == 99 then enable s }}"
     ))?;
-    let [rules_1, rules_1000] = [one(&rules(1))?, one(&rules(1000))?];
+    let by_number = |count| one(&rules(count, |rule| format!("oom_score_adj == {rule}")));
+    let by_name = |count| one(&rules(count, |rule| format!("newcomm == \"worker-{rule}\"")));
+    let [rules_1, rules_1000] = [by_number(1)?, by_number(1000)?];
+    let [names_1, names_1000] = [by_name(1)?, by_name(1000)?];
     let packs = (0..8)
         .map(|pack| lab.plan_of(&format!("p{pack}"), &always(RENAME)))
         .collect::<Result<Vec<_>>>()?;
@@ -81,6 +85,8 @@ pub(crate) fn hits(lab: &Lab, rounds: usize, report: &mut Report) -> Result<()> 
         Contestant::new("bpftrace, count()", || Bpftrace::new(RENAME)),
         lkst("lkst, 1 rule", &rules_1, Must::Reject),
         lkst("lkst, 1,000 rules", &rules_1000, Must::Reject),
+        lkst("lkst, 1 rule by a text", &names_1, Must::Reject),
+        lkst("lkst, 1,000 rules by a text", &names_1000, Must::Reject),
         triggers("ftrace, 1 trigger", 1),
         triggers("ftrace, 100 triggers", 100),
         lkst("lkst, 8 packs record", &packs, Must::Record),
@@ -145,6 +151,13 @@ pub(crate) fn hits(lab: &Lab, rounds: usize, report: &mut Report) -> Result<()> 
             "lkst, 1,000 rules",
             1.0,
             "lkst, 1 rule",
+            1.5,
+        ),
+        (
+            "1,000 rules on one text, over 1",
+            "lkst, 1,000 rules by a text",
+            1.0,
+            "lkst, 1 rule by a text",
             1.5,
         ),
         (
