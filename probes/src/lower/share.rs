@@ -13,6 +13,9 @@ use super::text::literal;
 use super::{Emit, frame, slot};
 use crate::asm::{Cond, Label, Reg, Size};
 
+/// What must be saved, as [`Emit::price_of`] has it: a value that is shared is stored, and loaded by the frame's address.
+const WORTH: usize = 60;
+
 impl Emit<'_> {
     /// Loads what several of these triggers need, until [`Emit::share_no_more`].
     pub(super) fn share(&mut self, triggers: &[Trigger], alone: &[usize]) {
@@ -29,15 +32,15 @@ impl Emit<'_> {
                 }
             }
         }
-        wanted.retain(|(_, rules)| *rules > 1);
-        if wanted.is_empty() {
-            return;
-        }
+        wanted.retain(|(value, rules)| (rules - 1) * self.price_of(value) as usize >= WORTH);
         let always: Vec<Expr> = conditions
             .iter()
             .flat_map(|condition| self.dear(self.first_judged(condition)))
             .collect();
         wanted.retain(|(value, _)| always.contains(value));
+        if wanted.is_empty() {
+            return;
+        }
         wanted.sort_by_key(|(_, rules)| std::cmp::Reverse(*rules));
         wanted.truncate(frame::SHARED_MAX);
         // The values of this hit may be parts of one another: all are loaded before any is found where it was put.
