@@ -369,8 +369,15 @@ impl Cats {
         let mut tools = Vec::new();
         for cpu in lkst_tests::worker::cpus() {
             let file = fs::File::create(folder.path().join(format!("cpu{cpu}")))?;
+            let pipe = instance.folder().join(format!("per_cpu/cpu{cpu}/trace_pipe_raw"));
+            // Where tracefs is mounted for this process alone, its path is one of our descriptor's. It has to be cat that opens
+            // it: the first who closes what is open there ends the reading.
+            let pipe = match pipe.strip_prefix("/proc/self") {
+                Ok(ours) => Path::new("/proc").join(std::process::id().to_string()).join(ours),
+                Err(_) => pipe,
+            };
             let child = Command::new("cat")
-                .arg(instance.folder().join(format!("per_cpu/cpu{cpu}/trace_pipe_raw")))
+                .arg(pipe)
                 .stdin(Stdio::null())
                 .stdout(file)
                 .spawn()?;
@@ -392,9 +399,17 @@ impl Cats {
     /// How many of so many events were not dropped, for want of room.
     ///
     /// # Errors
-    /// What tracefs says.
+    /// What tracefs says, or that they have copied nothing.
     pub(crate) fn kept(&self, made: u64) -> Result<u64> {
-        Ok(made.saturating_sub(self.instance.stat(&["dropped events"])?))
+        /// No event of theirs takes less.
+        const EVENT_BYTES: u64 = 16;
+        let kept = made.saturating_sub(self.instance.stat(&["dropped events"])?);
+        let bytes = self.bytes()?;
+        ensure!(
+            bytes >= EVENT_BYTES * kept,
+            "{kept} events were kept, and cat has copied {bytes} bytes"
+        );
+        Ok(kept)
     }
 
     /// Bytes in their files.
