@@ -75,8 +75,7 @@ impl Asm {
                 continue;
             }
             if let Target::Label(label) = slot.target {
-                let to = self.labels.get(label.0).copied().flatten();
-                open.push(to.ok_or(AsmError::Unplaced(label.0))?);
+                open.push(self.place(label).ok_or(AsmError::Unplaced(label.0))?);
             }
             if !matches!(slot.insn.code, code::JA | code::EXIT) {
                 open.push(index + 1);
@@ -88,8 +87,8 @@ impl Asm {
 
     /// Lets a jump to a jump go where that one goes.
     fn thread(&mut self) {
-        for label in 0..self.labels.len() {
-            let mut place = self.labels.get(label).copied().flatten();
+        for label in (0..self.labels.len()).map(Label) {
+            let mut place = self.place(label);
             // As many steps as there are jumps end every chain but a circle.
             for _ in 0..self.slots.len() {
                 let slot = place.and_then(|place| self.slots.get(place));
@@ -101,13 +100,13 @@ impl Asm {
                 else {
                     break;
                 };
-                let beyond = self.labels.get(next.0).copied().flatten();
+                let beyond = self.place(*next);
                 if insn.code != code::JA || beyond.is_none() || beyond == place {
                     break;
                 }
                 place = beyond;
             }
-            if let Some(known) = self.labels.get_mut(label) {
+            if let Some(known) = self.labels.get_mut(label.0) {
                 *known = place;
             }
         }
@@ -155,9 +154,14 @@ impl Asm {
         }
     }
 
+    fn place(&self, label: Label) -> Option<usize> {
+        self.labels.get(label.0).copied().flatten()
+    }
+
+    /// Where a slot jumps to, if it does.
     fn place_of(&self, slot: &Slot) -> Option<usize> {
         match slot.target {
-            Target::Label(label) => self.labels.get(label.0).copied().flatten(),
+            Target::Label(label) => self.place(label),
             Target::None => None,
         }
     }
@@ -201,12 +205,7 @@ impl Asm {
     }
 
     fn distance(&self, places: &[i64], index: usize, label: Label) -> Result<i64, AsmError> {
-        let to = self
-            .labels
-            .get(label.0)
-            .copied()
-            .flatten()
-            .ok_or(AsmError::Unplaced(label.0))?;
+        let to = self.place(label).ok_or(AsmError::Unplaced(label.0))?;
         match (places.get(to), places.get(index)) {
             (Some(to), Some(from)) => Ok(to - from - 1),
             _ => Err(AsmError::Unplaced(label.0)),
@@ -263,7 +262,7 @@ impl Asm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cond, Reg};
+    use super::super::Reg;
     use super::*;
 
     #[test]

@@ -142,15 +142,11 @@ impl Emit<'_> {
             Recipe::SyscallNumber => self.load_syscall_number(bits, signed),
             Recipe::SyscallArgument(index) => {
                 self.asm.load(Size::B8, Reg::R1, Reg::R6, 0);
-                let offset = pt_regs::ARGUMENTS.get(usize::from(*index)).copied().unwrap_or(0);
-                self.asm.load(Size::B8, Reg::R1, Reg::R1, offset);
+                self.load_argument(&pt_regs::ARGUMENTS, *index);
                 self.extend(bits, signed);
             }
             Recipe::AnySyscallArgument(index) => {
-                self.by_kind_of_call(|emit, registers| {
-                    let register = registers.get(usize::from(*index)).copied().unwrap_or(0);
-                    emit.asm.load(Size::B8, Reg::R1, Reg::R1, register);
-                });
+                self.by_kind_of_call(|emit, registers| emit.load_argument(registers, *index));
                 self.extend(bits, signed);
             }
             Recipe::SyscallReturn => {
@@ -248,6 +244,12 @@ impl Emit<'_> {
         self.asm.load(Size::B8, Reg::R1, Reg::R6, 0);
         self.asm.load(Size::B8, Reg::R1, Reg::R1, pt_regs::ORIG_AX);
         self.extend(bits, signed);
+    }
+
+    /// R1 = the register of the saved ones at R1 that has an argument.
+    fn load_argument(&mut self, registers: &[i16; 6], index: u8) {
+        let register = registers.get(usize::from(index)).copied().unwrap_or(0);
+        self.asm.load(Size::B8, Reg::R1, Reg::R1, register);
     }
 
     /// Stores the six arguments of a system call at `offset` of the record. R0 to R5 are lost.

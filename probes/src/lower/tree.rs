@@ -116,49 +116,54 @@ fn either(expr: &Expr) -> Option<(Expr, Vec<Constant>)> {
     Some((value, constants))
 }
 
-/// Takes the triggers out of `pending` that the most asked for value finds, by as many constants as make a tree.
-fn most_asked<'p>(pending: &mut Vec<Pending<'p>>, price: impl Fn(&Expr) -> u32) -> Option<Tree<'p>> {
-    let mut asked: Vec<Tree<'p>> = Vec::new();
-    for one in &*pending {
-        for (place, condition) in one.conditions.iter().enumerate() {
-            let Some((value, constants)) = equality(condition) else {
-                continue;
-            };
-            let mut then = one.clone();
-            then.conditions.remove(place);
-            let entry = Entry { constants, then };
-            match asked.iter_mut().find(|known| known.value == value) {
-                // One that asks twice for the same value is in its tree once.
-                Some(tree)
-                    if tree
-                        .entries
-                        .last()
-                        .is_some_and(|last| last.then.trigger == one.trigger) => {}
-                Some(tree) => tree.entries.push(entry),
-                None => asked.push(Tree {
-                    value,
-                    entries: vec![entry],
-                }),
+impl Emit<'_> {
+    /// Takes the triggers out of `pending` that the most asked for value finds, by as many constants as make a tree.
+    fn most_asked<'p>(&self, pending: &mut Vec<Pending<'p>>) -> Option<Tree<'p>> {
+        let mut asked: Vec<Tree<'p>> = Vec::new();
+        for one in &*pending {
+            for (place, condition) in one.conditions.iter().enumerate() {
+                let Some((value, constants)) = equality(condition) else {
+                    continue;
+                };
+                let mut then = one.clone();
+                then.conditions.remove(place);
+                let entry = Entry { constants, then };
+                match asked.iter_mut().find(|known| known.value == value) {
+                    // One that asks twice for the same value is in its tree once.
+                    Some(tree)
+                        if tree
+                            .entries
+                            .last()
+                            .is_some_and(|last| last.then.trigger == one.trigger) => {}
+                    Some(tree) => tree.entries.push(entry),
+                    None => asked.push(Tree {
+                        value,
+                        entries: vec![entry],
+                    }),
+                }
             }
         }
+        let constants = |tree: &Tree<'_>| {
+            tree.entries
+                .iter()
+                .map(|entry| entry.constants.len())
+                .sum::<usize>()
+        };
+        asked.retain(|tree| tree.entries.len() > 1 && constants(tree) >= CONSTANTS_MIN);
+        // Of two values for as many triggers, the cheaper one: what its leaves find, another tree may tell apart.
+        let tree = asked.into_iter().max_by_key(|tree| {
+            let different: BTreeSet<&Constant> =
+                tree.entries.iter().flat_map(|entry| &entry.constants).collect();
+            (
+                tree.entries.len(),
+                Reverse(self.price_of(&tree.value)),
+                different.len(),
+            )
+        })?;
+        pending.retain(|one| tree.entries.iter().all(|entry| entry.then.trigger != one.trigger));
+        Some(tree)
     }
-    let constants = |tree: &Tree<'_>| {
-        tree.entries
-            .iter()
-            .map(|entry| entry.constants.len())
-            .sum::<usize>()
-    };
-    asked.retain(|tree| tree.entries.len() > 1 && constants(tree) >= CONSTANTS_MIN);
-    // Of two values for as many triggers, the cheaper one: what its leaves find, another tree may tell apart.
-    let tree = asked.into_iter().max_by_key(|tree| {
-        let different: BTreeSet<&Constant> = tree.entries.iter().flat_map(|entry| &entry.constants).collect();
-        (tree.entries.len(), Reverse(price(&tree.value)), different.len())
-    })?;
-    pending.retain(|one| tree.entries.iter().all(|entry| entry.then.trigger != one.trigger));
-    Some(tree)
-}
 
-impl Emit<'_> {
     /// Judges the triggers that trees can find. Returns those that are left. Needs what [`Emit::mark`] needs.
     pub(super) fn trees(&mut self, triggers: &[Trigger], firing: &Firing) -> Vec<usize> {
         let mut pending: Vec<Pending<'_>> = triggers
@@ -172,26 +177,29 @@ impl Emit<'_> {
                     .map_or_else(Vec::new, |with| operands(with, false)),
             })
             .collect();
-        while let Some(tree) = most_asked(&mut pending, |value| self.price_of(value)) {
-            self.tree_and_mark(&tree, firing, true);
+        while let Some(tree) = self.most_asked(&mut pending) {
+            let way = self.tree_and_mark(&tree, firing);
+            self.way.add(way);
         }
         pending.into_iter().map(|one| one.trigger).collect()
     }
 
-    /// A tree, and behind it the marking of what it found. `always` where every hit comes here.
-    fn tree_and_mark(&mut self, tree: &Tree<'_>, firing: &Firing, always: bool) {
+    /// A tree, and behind it the marking of what it found. Returns what most hits that come here pass of it.
+    fn tree_and_mark(&mut self, tree: &Tree<'_>, firing: &Firing) -> Way {
         let ways = Ways {
             holds: self.asm.label(),
             done: self.asm.label(),
         };
-        self.tree(tree, firing, ways, always);
+        let way = self.tree(tree, firing, ways);
         self.asm.bind(ways.holds);
         self.mark(firing);
         self.asm.bind(ways.done);
         self.paths_meet();
+        way
     }
 
-    fn tree(&mut self, tree: &Tree<'_>, firing: &Firing, ways: Ways, always: bool) {
+    /// As [`Emit::tree_and_mark`], with the marking elsewhere.
+    fn tree(&mut self, tree: &Tree<'_>, firing: &Firing, ways: Ways) -> Way {
         let mut by_constant: BTreeMap<&Constant, Vec<usize>> = BTreeMap::new();
         for (place, entry) in tree.entries.iter().enumerate() {
             for constant in &entry.constants {
@@ -216,9 +224,6 @@ impl Emit<'_> {
         self.asm
             .note(format!("{} rules by one value", tree.entries.len()));
         let way = self.descend(&tree.value, &targets, ways.done);
-        if always {
-            self.way.add(way);
-        }
         let known = (self.clock, self.who);
         for (places, label) in leaves {
             self.asm.bind(label);
@@ -227,15 +232,17 @@ impl Emit<'_> {
             let found = places.iter().filter_map(|place| tree.entries.get(*place));
             self.leaf(found.map(|entry| entry.then.clone()).collect(), firing, ways);
         }
+        way
     }
 
     /// Judges what a tree has found, which other trees may find further.
     fn leaf(&mut self, mut pending: Vec<Pending<'_>>, firing: &Firing, ways: Ways) {
-        while let Some(tree) = most_asked(&mut pending, |value| self.price_of(value)) {
+        while let Some(tree) = self.most_asked(&mut pending) {
             if pending.is_empty() {
-                return self.tree(&tree, firing, ways, false);
+                self.tree(&tree, firing, ways);
+                return;
             }
-            self.tree_and_mark(&tree, firing, false);
+            self.tree_and_mark(&tree, firing);
         }
         // Most leaves end in the marking of one trigger, by the same instructions.
         let mut pending = pending.into_iter().peekable();
