@@ -6,19 +6,21 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use lkst::command::run::generator_features;
 use lkst::kernel::generation::load;
 use lkst::kernel::load::Environment;
 use lkst::kernel::loaded::{EventCounts, Loaded, RuleCounts};
 use lkst::kernel::schema::KernelSchema;
 use lkst::session::{Host, Session};
+use lkst_probes::image::ProgramImage;
 use lkst_rules::diagnostic::render;
 use lkst_rules::plan::Plan;
 use lkst_rules::schema::Schema as _;
 use lkst_rules::source::Source;
 use lkst_rules::{Options, Pack, compile};
 
+use crate::live::{OneWay, plan};
 use crate::view::View;
 use crate::{kernel_schema, kernel_takes_programs};
 
@@ -84,6 +86,21 @@ impl Lab {
     pub fn load(&self, rules: &str) -> anyhow::Result<Loaded> {
         let plan = self.plan(rules)?;
         Ok(load(&[plan], &self.environment()?)?)
+    }
+
+    /// As [`Lab::load`], with fields read in one of the two ways.
+    ///
+    /// # Errors
+    /// As [`Lab::load`], or that some program goes the other way.
+    pub fn load_one_way(&self, rules: &str, typed: bool) -> anyhow::Result<Loaded> {
+        let schema = OneWay {
+            schema: &self.schema,
+            typed,
+        };
+        let loaded = load(&[plan("test", rules, &schema)?], &self.environment()?)?;
+        let as_wanted = |program: &ProgramImage| loaded.is_typed(program.number) == typed;
+        ensure!(loaded.image.programs.iter().all(as_wanted), "the other way");
+        Ok(loaded)
     }
 
     /// The first so many events, as `system:name`, of systems that every kernel has and that programs may hang on.

@@ -7,6 +7,7 @@
 //! In a worker only system calls are made and nothing is allocated: the test has other threads, and a fork of one of
 //! them may have caught a lock in any state.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
@@ -160,6 +161,12 @@ pub fn mark(option: u32, arguments: [u64; 4]) {
 /// The first of the options for [`mark`]: far from all that Linux has given out.
 pub const MARK: u32 = 0x6c6b_7400;
 
+/// Gives the calling thread a name, of which the kernel takes 15 bytes: one `task:task_rename`.
+pub fn set_name(name: &CStr) {
+    // SAFETY: a text that ends in a NUL.
+    unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME as libc::c_long, name.as_ptr()) };
+}
+
 /// Renames the calling process to `TAG-SERIAL` in hexadecimal: one `task:task_rename`.
 pub fn rename(tag: u8, serial: u32) {
     let mut name = [0_u8; 16];
@@ -167,8 +174,8 @@ pub fn rename(tag: u8, serial: u32) {
     for (digit, place) in name[5..13].iter_mut().rev().zip(0..) {
         *digit = b"0123456789abcdef"[(serial >> (4 * place) & 15) as usize];
     }
-    // SAFETY: a name of 16 bytes that ends in a NUL.
-    unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME as libc::c_long, name.as_ptr()) };
+    // The last byte is a NUL.
+    set_name(CStr::from_bytes_until_nul(&name).unwrap_or_default());
 }
 
 /// The tag and the serial number of a name that [`rename`] has given.

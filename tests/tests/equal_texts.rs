@@ -6,10 +6,8 @@
 use std::ffi::CStr;
 use std::fmt::Write as _;
 
-use lkst::kernel::loaded::Loaded;
 use lkst_tests::lab::{Counted as _, Lab};
-use lkst_tests::live::{OneWay, plan};
-use lkst_tests::worker::{Worker, cpus};
+use lkst_tests::worker::{Worker, cpus, set_name};
 
 const EVENT: &str = "syscalls:sys_enter_openat";
 /// Paths of which each rule asks for one: short, long, and longer than what is compared on the stack.
@@ -46,11 +44,6 @@ const STRANGERS: [&CStr; 6] = [c"A", c"abd", c"abcdefghij", c"abcdefghijklm", c"
 /// What a task is called between two names.
 const NEUTRAL: &CStr = c"-";
 
-fn call(name: &CStr) {
-    // SAFETY: a name that ends in a NUL.
-    unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_NAME, name.as_ptr()) };
-}
-
 /// As it stands in a rule.
 fn quoted(name: &CStr) -> String {
     format!("\"{}\"", name.to_str().unwrap().replace('\t', "\\t"))
@@ -61,10 +54,10 @@ fn times(place: usize) -> usize {
     place + 1
 }
 
-fn rule(rules: &mut String, name: &str, with: &str) {
+fn rule(rules: &mut String, event: &str, name: &str, with: &str) {
     writeln!(
         rules,
-        "rule {name} {{ when task:task_rename with {with} then enable flag limit 65535 per 1h }}"
+        "rule {name} {{ when {event} with {with} then enable flag limit 65535 per 1h }}"
     )
     .unwrap();
 }
@@ -75,39 +68,37 @@ fn each_rule_finds_its_own_names() {
         return;
     };
     let worker = Worker::new(cpus()[0], || {
-        call(NEUTRAL);
+        set_name(NEUTRAL);
         // Long ones first, so that something lies behind the NUL of the short ones.
         for (place, name) in NAMES.iter().enumerate().rev() {
             for _ in 0..times(place) {
-                call(name);
-                call(NEUTRAL);
+                set_name(name);
+                set_name(NEUTRAL);
             }
         }
         for stranger in STRANGERS {
-            call(stranger);
-            call(NEUTRAL);
+            set_name(stranger);
+            set_name(NEUTRAL);
         }
     })
     .unwrap();
     let pid = worker.pid;
     let all: Vec<String> = NAMES.iter().map(|name| quoted(name)).collect();
     let mut rules = String::from("set flag { }\n");
+    let mut rule = |name: &str, with: &str| rule(&mut rules, "task:task_rename", name, with);
     for field in ["newcomm", "oldcomm"] {
         for (place, name) in all.iter().enumerate() {
             rule(
-                &mut rules,
                 &format!("{field}{place}"),
                 &format!("{field} == {name} and pid == {pid}"),
             );
         }
         let listed = all.join(", ");
         rule(
-            &mut rules,
             &format!("{field}_first"),
             &format!("pid == {pid} and {field} in {{ {} }}", all[..8].join(", ")),
         );
         rule(
-            &mut rules,
             &format!("{field}_either"),
             &format!(
                 "({field} == {} or {} == {field}) and pid == {pid}",
@@ -116,27 +107,15 @@ fn each_rule_finds_its_own_names() {
         );
         // No tree over rules finds these two.
         rule(
-            &mut rules,
             &format!("{field}_any"),
             &format!("({field} in {{ {listed} }} or pid == 0) and pid == {pid}"),
         );
         rule(
-            &mut rules,
             &format!("{field}_none"),
             &format!("{field} not in {{ {listed} }} and pid == {pid}"),
         );
     }
-    let load = |typed: bool| -> Loaded {
-        let schema = OneWay {
-            schema: &lab.schema,
-            typed,
-        };
-        let plan = plan("texts", &rules, &schema).unwrap();
-        let loaded = lkst::kernel::generation::load(&[plan], &lab.environment().unwrap()).unwrap();
-        assert_eq!(loaded.is_typed(loaded.image.programs[0].number), typed);
-        loaded
-    };
-    let mut both = [load(true), load(false)];
+    let mut both = [true, false].map(|typed| lab.load_one_way(&rules, typed).unwrap());
     for loaded in &both {
         loaded.start();
     }
@@ -193,13 +172,7 @@ fn each_rule_finds_its_own_paths() {
     .unwrap();
     let pid = worker.pid;
     let mut rules = String::from("set flag { }\n");
-    let mut rule = |name: &str, with: &str| {
-        writeln!(
-            rules,
-            "rule {name} {{ when {EVENT} with {with} then enable flag limit 65535 per 1h }}"
-        )
-        .unwrap();
-    };
+    let mut rule = |name: &str, with: &str| rule(&mut rules, EVENT, name, with);
     for (place, path) in PATHS.iter().enumerate() {
         rule(
             &format!("path{place}"),

@@ -14,8 +14,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use lkst::kernel::schema::KernelSchema;
 use lkst_probes::asm::{Code, Helper, Insn, code};
-use lkst_probes::image;
+use lkst_probes::features::Features;
+use lkst_probes::image::{self, Image};
 use lkst_probes::numbers::Numbers;
 
 use lkst_tests::kernel_schema;
@@ -242,6 +244,13 @@ fn ways(code: &Code) -> [Option<Count>; 3] {
     [Some(unwanted), Some(rejected), recorded]
 }
 
+fn image_of(rules: &str, schema: &KernelSchema, features: &Features) -> anyhow::Result<Image> {
+    let plan = plan("hot_path", rules, schema)?;
+    let mut numbers = Numbers::new(features.cpus);
+    image::build(&[plan], features, &BTreeSet::new(), &mut numbers)
+        .map_err(|error| anyhow::anyhow!("{error:?}"))
+}
+
 #[test]
 fn the_ways_of_a_hit_are_no_longer_than_the_table_says() -> anyhow::Result<()> {
     let Some(schema) = kernel_schema("hot_path")? else {
@@ -286,14 +295,7 @@ fn the_ways_of_a_hit_are_no_longer_than_the_table_says() -> anyhow::Result<()> {
         "instructions + helper calls of a hit", "unwanted", "rejected", "recorded"
     )?;
     for (name, rules) in &cases {
-        let plan = plan("hot_path", rules, &schema)?;
-        let image = image::build(
-            &[plan],
-            &features,
-            &BTreeSet::new(),
-            &mut Numbers::new(features.cpus),
-        )
-        .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let image = image_of(rules, &schema, &features)?;
         let program = &image.programs[0];
         // Through the dispatcher, whose tail call does not return.
         let dispatched = to_the_end(&program.dispatcher.insns, 0, true).0;
@@ -333,10 +335,7 @@ fn what_several_rules_need_is_read_once() -> anyhow::Result<()> {
                 format!("rule r{n} {{ when task:task_rename with {condition} then stop }}\n")
             })
             .collect();
-        let plan = plan("hot_path", &rules, &schema)?;
-        let mut numbers = Numbers::new(features.cpus);
-        let image = image::build(&[plan], &features, &BTreeSet::new(), &mut numbers)
-            .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let image = image_of(&rules, &schema, &features)?;
         let reads = image.programs[0].parts[0]
             .insns
             .iter()

@@ -3,9 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![cfg(target_arch = "x86_64")]
 
-use lkst::kernel::generation::load;
 use lkst_tests::lab::Lab;
-use lkst_tests::live::{Cell, OneWay, plan, records};
+use lkst_tests::live::{Cell, records};
 use lkst_tests::worker::{MARK, Worker, cpus};
 
 const TIMES: u64 = 100;
@@ -91,13 +90,7 @@ fn all_six_are_recorded_as_they_were_passed() {
         arguments(SKIPPED, false)[5]
     );
     let mut both = [true, false].map(|typed| {
-        let schema = OneWay {
-            schema: &lab.schema,
-            typed,
-        };
-        let plan = plan("arguments", &text, &schema).unwrap();
-        let loaded = load(&[plan], &lab.environment().unwrap()).unwrap();
-        assert_eq!(loaded.is_typed(loaded.image.programs[0].number), typed);
+        let loaded = lab.load_one_way(&text, typed).unwrap();
         loaded.start();
         loaded
     });
