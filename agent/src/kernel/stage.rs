@@ -2,6 +2,7 @@
 //!
 //! `generation.rs` puts it in force.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -224,19 +225,21 @@ impl Staged {
 /// So many CPUs at most verify programs at the same time, which takes them whole.
 const LOADERS_MAX: usize = 4;
 
-/// Loads programs, in their order, on several CPUs. Of several that the kernel refuses the first is told.
+/// Loads programs on several CPUs, the largest first, so that none is left to one CPU at the end. Of several that the kernel
+/// refuses the first is told.
 fn load_all(
     programs: &[&ProgramImage],
     fds: &BTreeMap<MapRef, i32>,
     btf: Option<&Btf>,
     has_dispatcher: impl Fn(u16) -> bool + Sync,
 ) -> Result<Vec<Taken>, LoadError> {
+    let mut order: Vec<(usize, &ProgramImage)> = programs.iter().copied().enumerate().collect();
+    order.sort_by_key(|(_, program)| Reverse(program.instructions));
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
         loop {
-            let place = next.fetch_add(1, Ordering::Relaxed);
-            let Some(program) = programs.get(place) else {
+            let Some((place, program)) = order.get(next.fetch_add(1, Ordering::Relaxed)).copied() else {
                 return done;
             };
             let taken = load_program(program, fds, btf, has_dispatcher(program.number));
@@ -244,7 +247,7 @@ fn load_all(
             done.push((place, taken));
             if failed {
                 // Nobody needs those that nobody has begun.
-                next.store(programs.len(), Ordering::Relaxed);
+                next.store(order.len(), Ordering::Relaxed);
             }
         }
     };
