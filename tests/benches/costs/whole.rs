@@ -270,6 +270,9 @@ pub(crate) fn compile_and_load(lab: &Lab, rounds: usize, report: &mut Report) ->
         resident.push(memory_mib(pid, "VmRSS:")?);
         bed.end()?;
         bed.stop_tracing()?;
+        // The kernel takes down some thirty events in turn, each after a grace period, and holds `event_mutex`
+        // meanwhile, which whoever reads a format file waits for: the next agent would pay for the end of this one.
+        std::thread::sleep(Duration::from_secs(3));
     }
     eprintln!();
     report.row(
