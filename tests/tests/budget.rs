@@ -29,18 +29,19 @@ fn a_pack_records_no_more_than_its_budget_and_all_that_it_drops_is_counted() {
     let mut env = lab.environment().unwrap();
     env.features.costs = measure(&lab.schema, &env).unwrap();
     println!("budget: measured {:?}", env.features.costs);
-    let rules = |budget: &str| {
+    let rules = |budget: &str, size: &str| {
         format!(
-            "{budget} buffer main {{ size = 32MiB }}
+            "{budget} buffer main {{ size = {size} }}
              set s {{ task:task_rename with newcomm like \"lktB-*\" record newcomm }}
              start with s"
         )
     };
-    // Twenty milliseconds of each second.
+    // Twenty milliseconds of each second: half a million records at most, by the least price of one. The ring holds those of
+    // all seconds, however fast the machine.
     let plans = [
-        lab.plan_of("held", &rules("budget 2%")).unwrap(),
-        lab.plan_of("free", &rules("")).unwrap(),
-        lab.plan_of("all", &rules("budget 100%")).unwrap(),
+        lab.plan_of("held", &rules("budget 2%", "128MiB")).unwrap(),
+        lab.plan_of("free", &rules("", "1MiB")).unwrap(),
+        lab.plan_of("all", &rules("budget 100%", "1MiB")).unwrap(),
     ];
     let mut loaded = load(&plans, &env).unwrap();
     loaded.start();
