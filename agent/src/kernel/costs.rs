@@ -35,7 +35,7 @@ const COMPARISONS: i32 = 100;
 /// Beyond all of them: `PID_MAX_LIMIT` of include/linux/threads.h.
 const NO_PID: i32 = 4 << 20;
 
-/// Measures. It takes about a tenth of a second, and nothing of it stays in the kernel.
+/// Measures. It takes about a third of a second, and nothing of it stays in the kernel.
 ///
 /// # Errors
 /// Where the kernel lacks the events, or does not take the programs.
