@@ -287,6 +287,8 @@ pub mod code {
     pub const JA32: u8 = 0x06;
     /// Call a helper.
     pub const CALL: u8 = 0x85;
+    /// Source of a call: a function of the program, not a helper.
+    pub const PSEUDO_CALL: u8 = 1;
     /// Return.
     pub const EXIT: u8 = 0x95;
     /// Atomic operation on 64 bits; which one is in `imm`.
@@ -351,9 +353,22 @@ pub struct Price {
     pub ns: u32,
 }
 
+/// A function of a program beside its main one, as the kernel is told of it: it verifies each once for a program, for any
+/// arguments, whoever calls it. Arguments in R1 to R5: pointers first; the result, a number, in R0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Signature {
+    /// Its name, in the kernel's listings.
+    pub name: &'static str,
+    /// For each pointer, how many bytes lie there. The function has to look whether it is null.
+    pub memory: &'static [u32],
+    /// How many numbers follow.
+    pub numbers: usize,
+}
+
 /// Collects instructions.
 #[derive(Debug, Default)]
 pub struct Asm {
+    functions: Vec<(Label, Signature)>,
     prices: Vec<Price>,
     slots: Vec<Slot>,
     labels: Vec<Option<usize>>,
@@ -371,6 +386,8 @@ pub struct Code {
     pub notes: Vec<(usize, String)>,
     /// What its sections and records cost.
     pub prices: Vec<Price>,
+    /// Its functions beside the main one, which begins the program: (index of the first slot, what it takes), ascending.
+    pub functions: Vec<(usize, Signature)>,
 }
 
 /// Tells programs apart, whatever their listings say: the same text of all parts on the same maps has the same.
@@ -569,12 +586,13 @@ impl Asm {
         }
     }
 
-    /// How many calls were emitted from an instruction on, without those of some helpers.
+    /// How many calls, of helpers and functions, were emitted from an instruction on, without those of some helpers.
     #[must_use]
     pub fn calls_since(&self, from: usize, without: &[Helper]) -> u64 {
         let since = self.slots.get(from..).unwrap_or_default();
         let is_counted = |slot: &&Slot| {
-            slot.insn.code == code::CALL && without.iter().all(|helper| slot.insn.imm != *helper as i32)
+            let is_free = |helper: &Helper| slot.insn.src == 0 && slot.insn.imm == *helper as i32;
+            slot.insn.code == code::CALL && !without.iter().any(is_free)
         };
         since.iter().filter(is_counted).count() as u64
     }
@@ -589,6 +607,19 @@ impl Asm {
     /// Calls a helper: arguments in R1 to R5, the result in R0, R1 to R5 lost.
     pub fn call(&mut self, helper: Helper) {
         self.push(code::CALL, Reg::R0, 0, 0, helper as i32);
+    }
+
+    /// Calls a function of the program, which [`Asm::function`] places.
+    pub fn call_function(&mut self, function: Label) {
+        self.push(code::CALL, Reg::R0, code::PSEUDO_CALL, 0, 0);
+        self.aim(function);
+    }
+
+    /// Begins a function here, behind everything that came before.
+    pub fn function(&mut self, function: Label, signature: Signature) {
+        self.bind(function);
+        self.functions.push((function, signature));
+        self.note(format!("function {}", signature.name));
     }
 
     /// Returns R0.

@@ -44,8 +44,9 @@ pub fn listing(program: &Code) -> String {
 fn jump_target(at: usize, insn: Insn) -> Option<i64> {
     let class = insn.code & 7;
     match insn.code {
-        code::CALL | code::EXIT => None,
-        code::JA32 => Some(at as i64 + 1 + i64::from(insn.imm)),
+        code::CALL if insn.src != code::PSEUDO_CALL => None,
+        code::EXIT => None,
+        code::CALL | code::JA32 => Some(at as i64 + 1 + i64::from(insn.imm)),
         _ if class == 5 || class == 6 => Some(at as i64 + 1 + i64::from(insn.off)),
         _ => None,
     }
@@ -118,6 +119,7 @@ fn jump(at: usize, insn: Insn, reg: char) -> String {
     let Insn { dst, src, imm, .. } = insn;
     let to = jump_target(at, insn).unwrap_or(0);
     match insn.code {
+        code::CALL if insn.src == code::PSEUDO_CALL => return format!("call function at {to}"),
         code::CALL => return format!("call {}", Helper::name(imm).unwrap_or("?")),
         code::EXIT => return "exit".to_owned(),
         code::JA | code::JA32 => return format!("goto {to}"),

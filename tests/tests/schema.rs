@@ -389,7 +389,12 @@ fn loads(tracepoint: &str, schema: &KernelSchema, body: &[Instruction]) -> Resul
     let mut program = vec![instruction(0xbf, 6, 1, 0, 0)];
     program.extend_from_slice(body);
     program.extend([instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)]);
-    match bpf_syscall::load(ProgramType::RawTracepointBtf(typedef.id), &program, "lkst_schema") {
+    match bpf_syscall::load(
+        ProgramType::RawTracepointBtf(typedef.id),
+        &program,
+        None,
+        "lkst_schema",
+    ) {
         Ok(_) => Ok(()),
         Err(refused) => Err(refused.to_string()),
     }

@@ -39,7 +39,17 @@ pub const fn instruction(code: u8, destination: u8, source: u8, offset: i16, imm
         | (immediate as u32 as u64) << 32
 }
 
+/// The functions of a program, where it has others than the main one.
+#[derive(Debug)]
+pub struct Functions {
+    /// Their types, which [`load_types`] has loaded.
+    pub types: OwnedFd,
+    /// For each, where it begins and its type; first the main one: `struct bpf_func_info`.
+    pub info: Vec<[u32; 2]>,
+}
+
 const PROG_LOAD: libc::c_long = 5;
+const BTF_LOAD: libc::c_long = 18;
 const LINK_CREATE: libc::c_long = 28;
 const LICENSE: &CStr = c"GPL";
 
@@ -71,6 +81,15 @@ struct LoadAttributes {
     padding: u32,
 }
 
+/// The part of `union bpf_attr` that loading types needs.
+#[repr(C)]
+struct TypesAttributes {
+    btf: u64,
+    btf_log_buf: u64,
+    btf_size: u32,
+    btf_log_size: u32,
+}
+
 /// The part of `union bpf_attr` that making a link needs.
 #[repr(C)]
 struct LinkAttributes {
@@ -100,9 +119,15 @@ impl Refused {
 ///
 /// # Errors
 /// [`Refused`].
-pub fn load(kind: ProgramType, program: &[Instruction], name: &str) -> Result<OwnedFd, Refused> {
+pub fn load(
+    kind: ProgramType,
+    program: &[Instruction],
+    functions: Option<&Functions>,
+    name: &str,
+) -> Result<OwnedFd, Refused> {
+    let try_load = |log: &mut [u8]| try_load(kind, program, functions, name, log);
     // A good program is not told of, which is most of what a verifier's time goes into.
-    let mut refused = match try_load(kind, program, name, &mut []) {
+    let mut refused = match try_load(&mut []) {
         Ok(loaded) => return Ok(loaded),
         Err(error) => Refused {
             error,
@@ -111,7 +136,7 @@ pub fn load(kind: ProgramType, program: &[Instruction], name: &str) -> Result<Ow
     };
     for bytes in LOG_BYTES {
         let mut log = vec![0; bytes];
-        match try_load(kind, program, name, &mut log) {
+        match try_load(&mut log) {
             Ok(loaded) => return Ok(loaded),
             Err(error) => {
                 let text = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy);
@@ -127,7 +152,41 @@ pub fn load(kind: ProgramType, program: &[Instruction], name: &str) -> Result<Ow
     Err(refused)
 }
 
-fn try_load(kind: ProgramType, program: &[Instruction], name: &str, log: &mut [u8]) -> io::Result<OwnedFd> {
+/// Loads the types of a program's functions: BTF.
+///
+/// # Errors
+/// What the kernel says.
+pub fn load_types(btf: &[u8]) -> io::Result<OwnedFd> {
+    let mut attributes = TypesAttributes {
+        btf: btf.as_ptr() as u64,
+        btf_log_buf: 0,
+        btf_size: btf.len() as u32,
+        btf_log_size: 0,
+    };
+    // SAFETY: the attributes are those of BTF_LOAD and as long as said; the address in them is of `btf`, which has so many
+    // bytes and lives on.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BTF_LOAD,
+            &raw mut attributes,
+            size_of::<TypesAttributes>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+}
+
+fn try_load(
+    kind: ProgramType,
+    program: &[Instruction],
+    functions: Option<&Functions>,
+    name: &str,
+    log: &mut [u8],
+) -> io::Result<OwnedFd> {
     let (prog_type, expected_attach_type, attach_btf_id) = match kind {
         ProgramType::Tracepoint => (5, 0, 0),
         ProgramType::RawTracepointBtf(id) => (26, 23, id),
@@ -153,12 +212,18 @@ fn try_load(kind: ProgramType, program: &[Instruction], name: &str, log: &mut [u
         attach_btf_id,
         ..LoadAttributes::default()
     };
+    if let Some(Functions { types, info }) = functions {
+        attributes.prog_btf_fd = types.as_raw_fd().cast_unsigned();
+        attributes.func_info_rec_size = size_of::<[u32; 2]>() as u32;
+        attributes.func_info = info.as_ptr() as u64;
+        attributes.func_info_cnt = info.len() as u32;
+    }
     let mut tries = 0;
     loop {
         tries += 1;
         // SAFETY: the attributes are those of PROG_LOAD and as long as said; the addresses in them are of `program`,
-        // which has `insn_cnt` instructions, of a text with a NUL and of `log`, which has `log_size` bytes, or none;
-        // all live on.
+        // which has `insn_cnt` instructions, of a text with a NUL, of `info`, which has `func_info_cnt` records of that
+        // size, or none, and of `log`, which has `log_size` bytes, or none; all live on.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

@@ -4,65 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Writes BTF, a type after another.
-#[derive(Default)]
-pub(crate) struct Builder {
-    types: Vec<u8>,
-    strings: Vec<u8>,
-    count: u32,
-}
+pub(crate) use super::super::btf_write::Writer as Builder;
 
 impl Builder {
-    pub(crate) fn new() -> Builder {
-        Builder {
-            strings: vec![0],
-            ..Builder::default()
-        }
-    }
-
-    fn name(&mut self, name: &str) -> u32 {
-        if name.is_empty() {
-            return 0;
-        }
-        let at = self.strings.len() as u32;
-        self.strings.extend_from_slice(name.as_bytes());
-        self.strings.push(0);
-        at
-    }
-
-    pub(crate) fn add(
-        &mut self,
-        kind: Kind,
-        name: &str,
-        vlen: usize,
-        flag: bool,
-        word: u32,
-        rest: &[u32],
-    ) -> Id {
-        let name = self.name(name);
-        let info = vlen as u32 | ((kind as u32) << 24) | (u32::from(flag) << 31);
-        for value in [name, info, word].iter().chain(rest) {
-            self.types.extend_from_slice(&value.to_ne_bytes());
-        }
-        self.count += 1;
-        self.count
-    }
-
-    pub(crate) fn int(&mut self, name: &str, bytes: u32, encoding: u32) -> Id {
-        self.add(
-            Kind::Int,
-            name,
-            0,
-            false,
-            bytes,
-            &[(encoding << 24) | (bytes * 8)],
-        )
-    }
-
-    pub(crate) fn pointer(&mut self, to: Id) -> Id {
-        self.add(Kind::Ptr, "", 0, false, to, &[])
-    }
-
     pub(crate) fn array(&mut self, of: Id, count: u32) -> Id {
         self.add(Kind::Array, "", 0, false, 0, &[of, 0, count])
     }
@@ -97,19 +41,6 @@ impl Builder {
             prototype,
             &[],
         );
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend_from_slice(&0xEB9Fu16.to_ne_bytes());
-        out.extend_from_slice(&[1, 0]);
-        let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);
-        for word in [24, 0, types, types, strings] {
-            out.extend_from_slice(&word.to_ne_bytes());
-        }
-        out.extend_from_slice(&self.types);
-        out.extend_from_slice(&self.strings);
-        out
     }
 }
 
@@ -182,12 +113,12 @@ fn declarations_are_written_as_in_c() -> Result<(), BtfError> {
 #[test]
 fn loops_of_types_end() -> Result<(), BtfError> {
     let mut b = Builder::new();
+    let mut own = 1;
     for kind in [Kind::Typedef, Kind::Const, Kind::Volatile, Kind::Ptr] {
-        let own = b.count + 1;
-        b.add(kind, "loop", 0, false, own, &[]);
+        assert_eq!(b.add(kind, "loop", 0, false, own, &[]), own);
+        own += 1;
     }
-    let own = b.count + 1;
-    b.array(own, 2);
+    assert_eq!(b.array(own, 2), own);
     let btf = Btf::parse(b.bytes())?;
     for ty in btf.types() {
         let _ = (

@@ -6,10 +6,15 @@
 //! INVARIANT: trying leaves nothing behind: programs are loaded, never attached, and gone with their descriptors.
 
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+
+use lkst_probes::asm::{Asm, Helper, MapRef, Reg, Signature};
+use lkst_probes::image::{Attach, MapImage, MapKind};
 
 use super::bpf_syscall::{self, Instruction, ProgramType, Refused, instruction};
 use super::btf::{Btf, Kind};
+use super::load::{load_code, make_map};
 use super::schema::BTF_PATH;
 
 /// Something that lkst needs and does not have here.
@@ -211,11 +216,12 @@ const TRIAL: &str = "lkst_trial";
 
 fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
     let newer = "use Linux 5.15 or later";
-    let plain = match bpf_syscall::load(ProgramType::Tracepoint, &RETURN_0, TRIAL) {
+    let plain = match bpf_syscall::load(ProgramType::Tracepoint, &RETURN_0, None, TRIAL) {
         Ok(program) => program,
         Err(refused) => return vec![no_bpf_at_all(&refused)],
     };
     let mut missing = Vec::new();
+    missing.extend(functions());
     // EBADF: the kind of link is known and looks for its perf event. EINVAL: it is not known.
     if bpf_syscall::link_to_nothing(&plain).raw_os_error() == Some(libc::EINVAL) {
         missing.push(Missing::new(
@@ -225,7 +231,7 @@ fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
         ));
     }
     let mut try_one = |kind, program: &[Instruction], what: &str| {
-        if let Err(refused) = bpf_syscall::load(kind, program, TRIAL) {
+        if let Err(refused) = bpf_syscall::load(kind, program, None, TRIAL) {
             missing.push(Missing::new(
                 what,
                 format!("the kernel refuses it: {}", refused.error),
@@ -251,12 +257,58 @@ fn try_programs(btf: Option<&Btf>) -> Vec<Missing> {
     missing
 }
 
+/// Firing parts have functions and go on by tail calls: both together take the kernel's JIT compiler.
+fn functions() -> Option<Missing> {
+    let signature = Signature {
+        name: "nothing",
+        memory: &[],
+        numbers: 0,
+    };
+    let mut asm = Asm::default();
+    let function = asm.label();
+    asm.mov(Reg::R6, Reg::R1);
+    asm.call_function(function);
+    asm.mov(Reg::R1, Reg::R6);
+    asm.map(Reg::R2, MapRef::Slots(0));
+    asm.mov(Reg::R3, 0);
+    asm.call(Helper::TailCall);
+    asm.mov(Reg::R0, 0);
+    asm.exit();
+    asm.function(function, signature);
+    asm.mov(Reg::R0, 0);
+    asm.exit();
+    let attach = Attach {
+        system: "lkst".to_owned(),
+        name: "trial".to_owned(),
+        typed: false,
+        calls: false,
+    };
+    let slots = MapImage {
+        map: MapRef::Slots(0),
+        kind: MapKind::Programs,
+        value_bytes: 4,
+        entries: 1,
+    };
+    let load = || -> anyhow::Result<()> {
+        let slots = make_map(&slots)?;
+        let fd = slots.fd().as_fd().as_raw_fd();
+        load_code(&attach, &asm.finish(false)?, |_| Some(fd), None)?;
+        Ok(())
+    };
+    let error = load().err()?;
+    Some(Missing::new(
+        "functions and tail calls in one BPF program",
+        format!("the kernel refuses it: {error}"),
+        "switch the kernel's BPF compiler on: `sysctl net.core.bpf_jit_enable=1`",
+    ))
+}
+
 /// Whether a program may jump farther than 32,767 instructions: `gotol`, since Linux 6.6.
 #[must_use]
 pub fn long_jumps() -> bool {
     let [zero, exit] = RETURN_0;
     let program = [zero, instruction(0x06, 0, 0, 0, 0), exit];
-    bpf_syscall::load(ProgramType::Tracepoint, &program, TRIAL).is_ok()
+    bpf_syscall::load(ProgramType::Tracepoint, &program, None, TRIAL).is_ok()
 }
 
 fn no_bpf_at_all(refused: &Refused) -> Missing {

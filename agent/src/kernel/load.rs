@@ -11,8 +11,9 @@ use lkst_probes::asm::{Code, MapRef};
 use lkst_probes::features::Features;
 use lkst_probes::image::{Attach, BuildError, MapImage, MapKind};
 
-use super::bpf_syscall::{self, Instruction, ProgramType, Refused};
+use super::bpf_syscall::{self, Functions, Instruction, ProgramType, Refused};
 use super::btf::{Btf, Kind};
+use super::btf_write;
 use super::pins::Pins;
 use super::tracefs::Tracefs;
 
@@ -199,7 +200,17 @@ pub(super) fn load_code(
             ProgramType::RawTracepointBtf(ty.id)
         }
     };
-    bpf_syscall::load(kind, &instructions, &attach.symbol()).map_err(|error| LoadError::Program {
+    let symbol = attach.symbol();
+    let functions = match code.functions.as_slice() {
+        [] => None,
+        functions => {
+            let (types, info) = btf_write::of_functions(&symbol, functions);
+            let types = bpf_syscall::load_types(&types)
+                .map_err(|error| object_error(&format!("the types of its functions: {error}")))?;
+            Some(Functions { types, info })
+        }
+    };
+    bpf_syscall::load(kind, &instructions, functions.as_ref(), &symbol).map_err(|error| LoadError::Program {
         attach: Box::new(attach.clone()),
         error: Box::new(error),
     })

@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod bpf_syscall;
 pub mod btf;
 pub mod btf_path;
+mod btf_write;
 pub mod costs;
 pub mod features;
 pub mod field;

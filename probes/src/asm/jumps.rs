@@ -42,7 +42,8 @@ impl Asm {
                 let Target::Label(label) = slot.target else {
                     continue;
                 };
-                if long.contains(&index) {
+                // A call has 32 bits for it.
+                if long.contains(&index) || slot.insn.code == code::CALL {
                     continue;
                 }
                 let distance = self.distance(&places, index, label)?;
@@ -81,6 +82,12 @@ impl Asm {
                 open.push(index + 1);
             }
         }
+        // A function that nothing calls is no function.
+        let labels = &self.labels;
+        self.functions.retain(|(label, _)| {
+            let place = labels.get(label.0).copied().flatten();
+            place.is_some_and(|place| reached.get(place) == Some(&true))
+        });
         self.keep(&reached);
         Ok(())
     }
@@ -225,6 +232,11 @@ impl Asm {
                 continue;
             };
             let distance = self.distance(places, index, label)?;
+            if insn.code == code::CALL {
+                insn.imm = distance as i32;
+                insns.push(insn);
+                continue;
+            }
             if !long.contains(&index) {
                 insn.off = distance as i16;
                 insns.push(insn);
@@ -251,11 +263,17 @@ impl Asm {
             .iter()
             .map(|(at, text)| (places.get(*at).copied().unwrap_or(0) as usize, text.clone()))
             .collect();
+        let functions = self.functions.iter().map(|(label, signature)| {
+            let place = self.place(*label).and_then(|place| places.get(place));
+            let place = place.ok_or(AsmError::Unplaced(label.0))?;
+            Ok((*place as usize, *signature))
+        });
         Ok(Code {
             insns,
             maps,
             notes,
             prices: self.prices.clone(),
+            functions: functions.collect::<Result<_, AsmError>>()?,
         })
     }
 }
@@ -279,6 +297,35 @@ mod tests {
         let code = asm.finish(false)?;
         assert_eq!(code.insns[0].off, 2);
         assert_eq!(code.insns[2].off, -3);
+        Ok(())
+    }
+
+    #[test]
+    fn a_function_is_called_by_its_distance_and_kept_only_where_it_is_called() -> Result<(), AsmError> {
+        let signature = |name| crate::asm::Signature {
+            name,
+            memory: &[8],
+            numbers: 1,
+        };
+        let mut asm = Asm::default();
+        let [called, not_called] = [asm.label(), asm.label()];
+        asm.mov(Reg::R2, 1);
+        asm.call_function(called);
+        asm.exit();
+        asm.function(not_called, signature("not_called"));
+        asm.mov(Reg::R0, 0);
+        asm.exit();
+        asm.function(called, signature("called"));
+        asm.mov(Reg::R0, 7);
+        asm.exit();
+        let code = asm.finish(false)?;
+        assert_eq!(code.insns.len(), 5);
+        let call = code.insns[1];
+        assert_eq!(
+            (call.code, call.src, call.imm),
+            (code::CALL, code::PSEUDO_CALL, 1)
+        );
+        assert_eq!(code.functions, [(3, signature("called"))]);
         Ok(())
     }
 

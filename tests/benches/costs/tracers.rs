@@ -135,7 +135,7 @@ impl Empty {
         let ty = ty.context("the tracepoint has a type")?;
         // r0 = 0; exit
         let code = [instruction(0xb7, 0, 0, 0, 0), instruction(0x95, 0, 0, 0, 0)];
-        let program = bpf_syscall::load(ProgramType::RawTracepointBtf(ty.id), &code, "l_empty")
+        let program = bpf_syscall::load(ProgramType::RawTracepointBtf(ty.id), &code, None, "l_empty")
             .map_err(|refused| refused.error)?;
         Ok(Empty {
             _link: attach_typed(program.as_fd())?,
