@@ -7,6 +7,7 @@
 
 use lkst_rules::plan::Action;
 
+use super::function::Function;
 use super::record::{Record, Value};
 use super::section::{PackEnv, Section};
 use super::{Emit, area, slot};
@@ -133,31 +134,13 @@ impl Emit<'_> {
         }
         let switches = rules().any(|r| r.actions.iter().any(|a| matches!(a, Action::Switch { .. })));
         self.asm.note("change of state");
-        let [again, exchange, lost_race, won] = std::array::from_fn(|_| self.asm.label());
+        let won = self.asm.label();
         self.asm.load(Size::B8, Reg::R9, Reg::R10, slot::AREA);
-        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 16);
-        self.asm.bind(again);
-        self.control_word(Reg::R5, pack.block.plus(control::STATE));
-        self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
-        self.asm.mov(Reg::R1, Reg::R0);
-        self.asm.load(Size::B8, Reg::R2, Reg::R9, area::DISABLE);
-        self.asm.alu(Alu::Xor, Reg::R2, -1);
-        self.asm.alu(Alu::And, Reg::R1, Reg::R2);
-        for at in [area::ENABLE, area::STOP] {
-            self.asm.load(Size::B8, Reg::R2, Reg::R9, at);
-            self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
-        }
-        if switches {
-            self.switch(pack, exchange, lost_race);
-        }
-        self.asm.bind(exchange);
-        self.asm.constant(Reg::R4, 1 << state::SEQUENCE_SHIFT);
-        self.asm.alu(Alu::Add, Reg::R1, Reg::R4);
-        self.asm.mov(Reg::R4, Reg::R0);
-        self.asm.cmpxchg(Reg::R5, 0, Reg::R1);
-        self.asm.branch(Cond::Eq, Reg::R0, Reg::R4, won);
-        self.asm.bind(lost_race);
-        self.try_again(again);
+        self.asm.mov(Reg::R1, Reg::R9);
+        self.control_word(Reg::R2, pack.block);
+        self.asm.mov(Reg::R3, Reg::R8);
+        self.call_function(Function::Change);
+        self.asm.branch(Cond::Ne, Reg::R0, 0, won);
         for (index, trigger) in section.plan.triggers.iter().enumerate() {
             // Every rule that fired on this hit has lost its change.
             let skip = self.asm.label();
@@ -170,41 +153,89 @@ impl Emit<'_> {
         }
         self.asm.jump(end);
         self.asm.bind(won);
-        self.asm.mov(Reg::R7, Reg::R1);
+        self.asm.mov(Reg::R7, Reg::R0);
         if switches {
             self.outcome(section, end);
         }
     }
 
-    /// Puts the switch into R1, the word to be. R0 the word as it is, R5 its address, R9 the area. Falls through or
-    /// jumps to `exchange`; to `lost_race` where another CPU has moved the end meanwhile.
-    fn switch(&mut self, pack: &PackEnv<'_>, exchange: Label, lost_race: Label) {
+    /// To `again` while tries are left. Uses R1.
+    pub(super) fn try_again(&mut self, again: Label) {
+        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::TRIES);
+        self.asm.alu(Alu::Sub, Reg::R1, 1);
+        self.asm.store(Size::B8, Reg::R10, slot::TRIES, Reg::R1);
+        self.asm.branch(Cond::Ne, Reg::R1, 0, again);
+    }
+
+    /// R1 the area, R2 the pack's block, R3 the time. Makes the change, and returns the state that holds then, which is never
+    /// 0; or 0 where other CPUs were always faster.
+    pub(super) fn change_function(&mut self) {
+        let [again, exchange, numbered, lost_race, won] = std::array::from_fn(|_| self.asm.label());
+        let (area, block, time, tries) = (Reg::R9, Reg::R5, Reg::R8, Reg::R7);
+        for (to, from) in [(area, Reg::R1), (block, Reg::R2), (time, Reg::R3)] {
+            self.asm.mov(to, from);
+        }
+        self.asm.mov(tries, 16);
+        self.asm.bind(again);
+        self.asm.load(Size::B8, Reg::R0, block, control::STATE as i16);
+        self.asm.mov(Reg::R1, Reg::R0);
+        self.asm.load(Size::B8, Reg::R2, area, area::DISABLE);
+        self.asm.alu(Alu::Xor, Reg::R2, -1);
+        self.asm.alu(Alu::And, Reg::R1, Reg::R2);
+        for at in [area::ENABLE, area::STOP] {
+            self.asm.load(Size::B8, Reg::R2, area, at);
+            self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
+        }
+        self.switch(exchange, lost_race);
+        self.asm.bind(exchange);
+        self.asm.constant(Reg::R4, 1 << state::SEQUENCE_SHIFT);
+        self.asm.alu(Alu::Add, Reg::R1, Reg::R4);
+        self.asm.branch(Cond::Ne, Reg::R1, 0, numbered);
+        self.asm.mov(Reg::R1, Reg::R4);
+        self.asm.bind(numbered);
+        self.asm.mov(Reg::R4, Reg::R0);
+        self.asm.cmpxchg(block, control::STATE as i16, Reg::R1);
+        self.asm.branch(Cond::Eq, Reg::R0, Reg::R4, won);
+        self.asm.bind(lost_race);
+        self.asm.alu(Alu::Sub, tries, 1);
+        self.asm.branch(Cond::Ne, tries, 0, again);
+        self.asm.mov(Reg::R0, 0);
+        self.asm.exit();
+        self.asm.bind(won);
+        self.asm.mov(Reg::R0, Reg::R1);
+        self.asm.exit();
+    }
+
+    /// In the function: puts the switch into R1, the word to be. R0 the word as it is. Falls through or jumps to `exchange`;
+    /// to `lost_race` where another CPU has moved the end meanwhile. Uses R2 to R4 and R6.
+    fn switch(&mut self, exchange: Label, lost_race: Label) {
         let [moved, free, ends, store] = std::array::from_fn(|_| self.asm.label());
-        self.asm.store_imm(Size::B8, Reg::R10, slot::OUTCOME, 0);
-        self.asm.load(Size::B8, Reg::R2, Reg::R9, area::SWITCH);
+        let (area, block, time) = (Reg::R9, Reg::R5, Reg::R8);
+        let until = control::SWITCH_UNTIL as i16;
+        self.asm.store_imm(Size::B8, area, area::OUTCOME, 0);
+        self.asm.load(Size::B8, Reg::R2, area, area::SWITCH);
         self.asm.branch(Cond::Eq, Reg::R2, 0, exchange);
         self.asm.alu(Alu::Sub, Reg::R2, 1);
         self.asm.alu(Alu::And, Reg::R2, 7);
         self.asm.mov(Reg::R3, Reg::R0);
         self.asm.alu(Alu::Rsh, Reg::R3, CURRENT);
         self.asm.alu(Alu::And, Reg::R3, 7);
-        self.asm.store(Size::B8, Reg::R10, slot::FROM, Reg::R3);
-        self.asm.store(Size::B8, Reg::R10, slot::TO, Reg::R2);
+        self.asm.store(Size::B8, area, area::FROM, Reg::R3);
+        self.asm.store(Size::B8, area, area::TO, Reg::R2);
         self.asm.branch(Cond::Ne, Reg::R2, Reg::R3, moved);
 
         // To the current buffer: only its end moves, and only later. By compare-and-exchange, for another CPU may be
         // moving it further; then everything is looked at anew.
-        self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
-        self.asm.load(Size::B8, Reg::R4, Reg::R9, area::SWITCH_FOR);
+        self.asm.load(Size::B8, Reg::R4, area, area::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
-        self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
-        self.asm.load(Size::B8, Reg::R2, Reg::R3, 0);
+        self.asm.alu(Alu::Add, Reg::R4, time);
+        self.asm.load(Size::B8, Reg::R2, block, until);
         self.asm.branch(Cond::Ge, Reg::R2, Reg::R4, exchange);
-        self.asm.store(Size::B8, Reg::R10, slot::TO, Reg::R0);
+        self.asm.mov(Reg::R6, Reg::R0);
         self.asm.mov(Reg::R0, Reg::R2);
-        self.asm.cmpxchg(Reg::R3, 0, Reg::R4);
+        self.asm.cmpxchg(block, until, Reg::R4);
         self.asm.mov(Reg::R4, Reg::R0);
-        self.asm.load(Size::B8, Reg::R0, Reg::R10, slot::TO);
+        self.asm.mov(Reg::R0, Reg::R6);
         self.asm.branch(Cond::Eq, Reg::R4, Reg::R2, exchange);
         self.asm.jump(lost_race);
 
@@ -214,22 +245,21 @@ impl Emit<'_> {
         self.asm.alu(Alu::Rsh, Reg::R4, Reg::R2);
         self.asm.alu(Alu::And, Reg::R4, 1);
         self.asm.branch(Cond::Eq, Reg::R4, 0, free);
-        self.asm.store_imm(Size::B8, Reg::R10, slot::OUTCOME, REFUSED);
+        self.asm.store_imm(Size::B8, area, area::OUTCOME, REFUSED);
         self.asm.jump(exchange);
         self.asm.bind(free);
-        self.asm.store_imm(Size::B8, Reg::R10, slot::OUTCOME, SWITCHED);
+        self.asm.store_imm(Size::B8, area, area::OUTCOME, SWITCHED);
         self.leave(Reg::R3);
         self.asm.alu(Alu::Lsh, Reg::R2, CURRENT);
         self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
-        self.control_word(Reg::R3, pack.block.plus(control::SWITCH_UNTIL));
-        self.asm.load(Size::B8, Reg::R4, Reg::R9, area::SWITCH_FOR);
+        self.asm.load(Size::B8, Reg::R4, area, area::SWITCH_FOR);
         self.asm.branch(Cond::Eq, Reg::R4, 0, ends);
-        self.asm.alu(Alu::Add, Reg::R4, Reg::R8);
+        self.asm.alu(Alu::Add, Reg::R4, time);
         self.asm.jump(store);
         self.asm.bind(ends);
         self.asm.mov(Reg::R4, -1);
         self.asm.bind(store);
-        self.asm.store(Size::B8, Reg::R3, 0, Reg::R4);
+        self.asm.store(Size::B8, block, until, Reg::R4);
     }
 
     /// In R1, the word to be: the buffer numbered in `from` is kept, and none is current. Uses R4.
@@ -241,14 +271,18 @@ impl Emit<'_> {
         self.asm.alu(Alu::And, Reg::R1, Reg::R4);
     }
 
-    /// Records what came of the switch.
+    /// Records what came of the switch. R9 the area.
     fn outcome(&mut self, section: &Section<'_>, end: Label) {
         let pack = section.pack;
         let Some([switched, refused]) = &pack.changes else {
             return;
         };
         let was_refused = self.asm.label();
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::OUTCOME);
+        for (from, to) in [(area::FROM, slot::FROM), (area::TO, slot::TO)] {
+            self.asm.load(Size::B8, Reg::R1, Reg::R9, from);
+            self.asm.store(Size::B8, Reg::R10, to, Reg::R1);
+        }
+        self.asm.load(Size::B8, Reg::R1, Reg::R9, area::OUTCOME);
         self.asm.branch(Cond::Eq, Reg::R1, 0, end);
         self.asm.branch(Cond::Eq, Reg::R1, REFUSED, was_refused);
         self.record_change(pack, switched);

@@ -14,11 +14,13 @@
 //! A limit is one word, start << 16 | count, changed by compare-and-exchange: of several CPUs racing for it exactly
 //! as many win as it allows. Time differences are signed, since a hit may be older than what another CPU has stored.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use lkst_rules::plan::{Guard, Limit, Trigger};
 
 use super::decide::rule_name;
+use super::function::Function;
 use super::record::Record;
 use super::section::{Area, PackEnv, Section, record_of};
 use super::{Emit, Known, LowerError, Part, area, frame, slot};
@@ -28,6 +30,10 @@ use crate::layout::{counter, notice};
 
 /// The unit of a limit's clock: 2^10 ns.
 const WINDOW_SHIFT: i32 = 10;
+/// Of a limit: the firing is taken from it.
+const WON: i32 = 1;
+/// Of a limit: there is none left.
+const REFUSED: i32 = 2;
 
 /// Some triggers of a section, whose firings are in one part.
 #[derive(Debug)]
@@ -77,6 +83,7 @@ pub fn firings(
     part: Part,
 ) -> Result<Code, LowerError> {
     let mut emit = Emit::new(features, part);
+    emit.functions = Some(BTreeMap::new());
     emit.prologue();
     emit.asm.note("firings");
     emit.frame_in_r1();
@@ -247,71 +254,83 @@ impl Emit<'_> {
     /// Takes one firing from the rule's limit; to `next`, counted, where there is none left. Needs the clock and
     /// `CPU`.
     fn take_from_limit(&mut self, pack: &PackEnv<'_>, rule: usize, limit: Limit, next: Label) {
-        let [won, refused, given_up] = std::array::from_fn(|_| self.asm.label());
+        let [won, refused] = std::array::from_fn(|_| self.asm.label());
         let spots = pack.rule(rule);
-        self.control_word(Reg::R5, spots.limit);
         match limit {
             Limit::Once => {
+                self.control_word(Reg::R5, spots.limit);
                 self.asm.mov(Reg::R0, 0);
                 self.asm.mov(Reg::R4, 1);
                 self.asm.cmpxchg(Reg::R5, 0, Reg::R4);
                 self.asm.branch(Cond::Eq, Reg::R0, 0, won);
-                self.asm.jump(refused);
             }
             Limit::Per { count, window_ns } => {
-                self.take_from_window(count, window_ns, [won, refused, given_up]);
+                self.control_word(Reg::R1, spots.limit);
+                self.asm.mov(Reg::R2, i32::from(count));
+                self.asm.constant(Reg::R3, (window_ns >> WINDOW_SHIFT).max(1));
+                self.asm.mov(Reg::R4, Reg::R8);
+                self.asm.alu(Alu::Rsh, Reg::R4, WINDOW_SHIFT);
+                self.call_function(Function::Limit);
+                self.asm.branch(Cond::Eq, Reg::R0, WON, won);
+                self.asm.branch(Cond::Eq, Reg::R0, REFUSED, refused);
+                self.count_shared(spots.counters.plus(counter::GIVEN_UP));
+                self.asm.jump(next);
             }
         }
-        self.asm.bind(given_up);
-        self.count_shared(spots.counters.plus(counter::GIVEN_UP));
-        self.asm.jump(next);
         self.asm.bind(refused);
         self.count_shared(spots.counters.plus(counter::LIMITED));
         self.asm.jump(next);
         self.asm.bind(won);
     }
 
-    /// R5 the limit's word.
-    fn take_from_window(&mut self, count: u16, window_ns: u64, [won, refused, given_up]: [Label; 3]) {
-        let [again, open, exchange] = std::array::from_fn(|_| self.asm.label());
-        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 8);
+    /// R1 the limit's word, R2 how many it allows in R3, R4 the time, both in units of its clock. Returns [`WON`],
+    /// [`REFUSED`], or 0 where other CPUs were always faster.
+    pub(super) fn limit_function(&mut self) {
+        let [again, open, exchange, won, refused] = std::array::from_fn(|_| self.asm.label());
+        let (word, count, window, now) = (Reg::R5, Reg::R6, Reg::R7, Reg::R8);
+        for (to, from) in [
+            (word, Reg::R1),
+            (count, Reg::R2),
+            (window, Reg::R3),
+            (now, Reg::R4),
+        ] {
+            self.asm.mov(to, from);
+        }
+        self.asm.mov(Reg::R9, 8);
         self.asm.bind(again);
-        self.asm.load(Size::B8, Reg::R0, Reg::R5, 0);
-        self.asm.mov(Reg::R2, Reg::R8);
-        self.asm.alu(Alu::Rsh, Reg::R2, WINDOW_SHIFT);
+        self.asm.load(Size::B8, Reg::R0, word, 0);
         self.asm.branch(Cond::Eq, Reg::R0, 0, open);
         self.asm.mov(Reg::R1, Reg::R0);
         self.asm.alu(Alu::Rsh, Reg::R1, 16);
-        self.asm.mov(Reg::R3, Reg::R2);
+        self.asm.mov(Reg::R3, now);
         self.asm.alu(Alu::Sub, Reg::R3, Reg::R1);
         self.asm.alu(Alu::Lsh, Reg::R3, 16);
         self.asm.alu(Alu::Arsh, Reg::R3, 16);
-        self.asm.constant(Reg::R1, (window_ns >> WINDOW_SHIFT).max(1));
-        self.asm.branch(Cond::Sge, Reg::R3, Reg::R1, open);
+        self.asm.branch(Cond::Sge, Reg::R3, window, open);
         self.asm.mov(Reg::R4, Reg::R0);
         self.asm.alu(Alu::And, Reg::R4, 0xffff);
-        self.asm.branch(Cond::Ge, Reg::R4, i32::from(count), refused);
+        self.asm.branch(Cond::Ge, Reg::R4, count, refused);
         self.asm.mov(Reg::R4, Reg::R0);
         self.asm.alu(Alu::Add, Reg::R4, 1);
         self.asm.jump(exchange);
         self.asm.bind(open);
-        self.asm.mov(Reg::R4, Reg::R2);
+        self.asm.mov(Reg::R4, now);
         self.asm.alu(Alu::Lsh, Reg::R4, 16);
         self.asm.alu(Alu::Or, Reg::R4, 1);
         self.asm.bind(exchange);
         self.asm.mov(Reg::R1, Reg::R0);
-        self.asm.cmpxchg(Reg::R5, 0, Reg::R4);
+        self.asm.cmpxchg(word, 0, Reg::R4);
         self.asm.branch(Cond::Eq, Reg::R0, Reg::R1, won);
-        self.try_again(again);
-        self.asm.jump(given_up);
-    }
-
-    /// To `again` while tries are left. Uses R1.
-    pub(super) fn try_again(&mut self, again: Label) {
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::TRIES);
-        self.asm.alu(Alu::Sub, Reg::R1, 1);
-        self.asm.store(Size::B8, Reg::R10, slot::TRIES, Reg::R1);
-        self.asm.branch(Cond::Ne, Reg::R1, 0, again);
+        self.asm.alu(Alu::Sub, Reg::R9, 1);
+        self.asm.branch(Cond::Ne, Reg::R9, 0, again);
+        self.asm.mov(Reg::R0, 0);
+        self.asm.exit();
+        self.asm.bind(refused);
+        self.asm.mov(Reg::R0, REFUSED);
+        self.asm.exit();
+        self.asm.bind(won);
+        self.asm.mov(Reg::R0, WON);
+        self.asm.exit();
     }
 
     /// The event with all its fields, where it is not recorded yet.

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! `value.rs` computes integers, `text.rs` reads text, `held.rs` compares it, `condition.rs` branches; all go through
-//! `field.rs`, the only file that knows where a field lies.
+//! `field.rs`, the only file that knows where a field lies. What firings have in common is called: `function.rs`.
 //!
 //! **Registers.** R6 the context; R7 the state that this hit goes by; R8 its time, 0 while the clock was not read;
 //! R9 the record, or whatever a stage says; R1 to R5 and R0 hold nothing across a call of a method here unless it
@@ -22,6 +22,7 @@ mod decide;
 mod dispatch;
 mod field;
 mod fire;
+mod function;
 mod held;
 mod names;
 mod record;
@@ -37,6 +38,9 @@ pub use fire::{Entry, Piece, firings};
 pub use names::{NAMES_EVENT, NamesPaths, names};
 pub use section::{Area, Firing, PackEnv, Section, SyscallLeaf, program, syscall_program};
 
+use std::collections::BTreeMap;
+
+use self::function::Function;
 use crate::arena::Spot;
 use crate::asm::{Alu, Asm, AsmError, Cond, Helper, Label, MapRef, Reg, Size};
 use crate::features::Features;
@@ -172,42 +176,43 @@ pub(crate) mod slot {
     /// Its position in the ring.
     pub(crate) const AT: i16 = -40;
     /// Its word, without the id.
-    pub(crate) const WORD: i16 = -56;
+    pub(crate) const WORD: i16 = -48;
     /// `busy` of the head as found.
-    pub(crate) const OUTER: i16 = -64;
+    pub(crate) const OUTER: i16 = -56;
     /// The head.
-    pub(crate) const HEAD: i16 = -72;
+    pub(crate) const HEAD: i16 = -64;
     /// Its id, where records of one shape share their code.
-    pub(crate) const ID: i16 = -80;
+    pub(crate) const ID: i16 = -72;
     /// The area of the section at hand; before the firings, 0 where no condition holds.
-    pub(crate) const AREA: i16 = -88;
+    pub(crate) const AREA: i16 = -80;
     /// Tries left of a bounded loop.
-    pub(crate) const TRIES: i16 = -96;
+    pub(crate) const TRIES: i16 = -88;
     /// The frame of this program and CPU.
-    pub(crate) const FRAME: i16 = -104;
-    /// What came of a change: see `act.rs`.
-    pub(crate) const OUTCOME: i16 = -112;
+    pub(crate) const FRAME: i16 = -96;
     /// The buffer left.
-    pub(crate) const FROM: i16 = -120;
+    pub(crate) const FROM: i16 = -104;
     /// The buffer asked for.
-    pub(crate) const TO: i16 = -128;
+    pub(crate) const TO: i16 = -112;
     /// The counters of the event, where records of one shape share their code.
-    pub(crate) const COUNTERS: i16 = -136;
+    pub(crate) const COUNTERS: i16 = -120;
     /// What a pack has spent in this second, where this hit is the first over its budget; 0 elsewhere.
-    pub(crate) const OVER: i16 = -144;
+    pub(crate) const OVER: i16 = -128;
     /// 1 where a condition of some pack's rule has held.
-    pub(crate) const PENDING: i16 = -152;
+    pub(crate) const PENDING: i16 = -136;
     /// Lengths of texts that were read before the record was reserved, eight bytes each.
-    pub(crate) const LENGTHS: i16 = -160;
+    pub(crate) const LENGTHS: i16 = -144;
     /// How many of them.
     pub(crate) const LENGTHS_MAX: usize = 15;
     /// Intermediate values, eight bytes each.
     pub(crate) const TEMPS: i16 = LENGTHS - 8 * LENGTHS_MAX as i16;
     /// How many of them.
-    pub(crate) const TEMPS_MAX: usize = 20;
+    pub(crate) const TEMPS_MAX: usize = 19;
     /// The first byte of two short texts of 32 bytes.
     pub(crate) const TEXTS: i16 = TEMPS - 8 * TEMPS_MAX as i16 - 64;
-    const _: () = assert!(TEXTS >= -512);
+    const _: () = assert!(TEXTS >= -512 + FUNCTION_BYTES);
+    /// What the verifier counts for a function that has no slots: 512 bytes are for all that are on the way at a time.
+    /// `check_max_stack_depth` of kernel/bpf/verifier.c.
+    const FUNCTION_BYTES: i16 = 32;
 }
 
 /// The scratch memory of an event's program on a CPU: what its parts tell one another, and what is too large for the
@@ -254,8 +259,14 @@ pub(crate) mod area {
     pub(crate) const SWITCH_RULE: i16 = 72;
     /// `u64`: the state that its records go by: another one once recording has returned to `main`.
     pub(crate) const NOW: i16 = 80;
+    /// `u64`: what came of the switch, see `act.rs`.
+    pub(crate) const OUTCOME: i16 = 88;
+    /// `u64`: the buffer that it left.
+    pub(crate) const FROM: i16 = 96;
+    /// `u64`: the buffer that it asked for.
+    pub(crate) const TO: i16 = 104;
     /// `u64` each: first the triggers whose conditions hold, then those of them that fire, one bit each.
-    pub(crate) const HELD: i16 = 88;
+    pub(crate) const HELD: i16 = 112;
 
     /// The word with the bit of a trigger.
     pub(crate) fn held_word(trigger: usize) -> i16 {
@@ -314,6 +325,8 @@ pub(crate) struct Emit<'a> {
     way: budget::Way,
     /// What was loaded for several rules, see `share.rs`.
     shared: Vec<Expr>,
+    /// What is called, see `function.rs`; `None` in the way that most hits take, which calls nothing.
+    functions: Option<BTreeMap<Function, Label>>,
 }
 
 impl<'a> Emit<'a> {
@@ -344,6 +357,7 @@ impl<'a> Emit<'a> {
             unreadable_counter: None,
             way: budget::Way::default(),
             shared: Vec::new(),
+            functions: None,
         }
     }
 

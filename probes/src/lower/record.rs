@@ -22,12 +22,13 @@ use lkst_rules::plan::{Expr, Load, Node, TaskValue};
 use lkst_rules::schema::{Place, Recipe};
 
 use super::field::size_of_bits;
+use super::function::Function;
 use super::section::PackEnv;
 use super::text::length_slot;
 use super::value::constant;
 use super::{Emit, Kind, slot};
 use crate::arena::Spot;
-use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size};
+use crate::asm::{Alu, Cond, Helper, Label, MapRef, Reg, Size, Src};
 use crate::layout::{
     Encoding, PAGE_BYTES, RecordLayout, TAG_MULTIPLIER, VARYING_MAX_BYTES, counter, head, page, record,
 };
@@ -57,6 +58,21 @@ pub(crate) struct Record<'p> {
     pub(crate) own: bool,
     /// The id lies in the slot `ID`: several events of one shape share this code.
     pub(crate) shared: bool,
+}
+
+/// How a place is taken: by constants and slots in the way of a hit, by registers in the function that firings call.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    /// The last byte of a page that the record may begin at.
+    last: Src,
+    /// What it needs; `None`: the slot `LENGTH`.
+    length: Option<Src>,
+    /// Pages of its ring.
+    pages: Src,
+    /// Tries left; `None`: the slot `TRIES`, in the way of a hit.
+    tries: Option<Reg>,
+    /// The ring is a stream.
+    stream: bool,
 }
 
 const PAGE: i32 = PAGE_BYTES as i32;
@@ -202,54 +218,31 @@ impl Emit<'_> {
         }
     }
 
-    /// Takes a place. R0 old position, R1 the record's, R2 and R3 scratch, R4 `outer`, R5 the head.
+    /// Takes a place, and makes a record of it: R9 = the record.
     fn reserve_in(&mut self, pack: &PackEnv<'_>, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
-        let [again, next_page, placed, no_room, entered, got] = std::array::from_fn(|_| self.asm.label());
+        let [no_room, entered, got] = std::array::from_fn(|_| self.asm.label());
         self.asm
             .map_value(Reg::R5, MapRef::Heads(ring.heads.map), ring.heads.at);
         self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::CPU);
         self.asm
             .alu(Alu::Lsh, Reg::R1, head::BYTES.trailing_zeros().cast_signed());
         self.asm.alu(Alu::Add, Reg::R5, Reg::R1);
-        self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
-        self.asm.load(Size::B8, Reg::R4, Reg::R5, head::BUSY as i16);
-        // Once more, to be tested at the end: of one value the verifier would know there which way it went here, and follow
-        // all that lies between once for each. Whoever nests between the two loads leaves it as it was.
-        self.asm.load(Size::B8, Reg::R1, Reg::R5, head::BUSY as i16);
-        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R1);
-
-        self.asm.bind(again);
-        self.asm.load(Size::B8, Reg::R0, Reg::R5, head::POS as i16);
-        self.asm.mov(Reg::R1, Reg::R0);
-        self.asm.mov(Reg::R2, Reg::R0);
-        self.asm.alu(Alu::And, Reg::R2, PAGE - 1);
-        self.asm.branch(Cond::Lt, Reg::R2, HEADER, next_page);
-        self.asm
-            .branch(Cond::Gt, Reg::R2, PAGE - i32::from(max), next_page);
-        self.asm.bind(placed);
-        self.claim(ring, length, [got, again, no_room]);
-
-        // Apart from the way that most take. Also so that the verifier comes to it last: it knows more of a place at a
-        // page's begin, and has then seen all that follows for any place.
-        self.asm.bind(next_page);
-        self.asm.alu(Alu::Add, Reg::R1, PAGE - 1);
-        self.asm.alu(Alu::And, Reg::R1, -PAGE);
-        self.asm.alu(Alu::Add, Reg::R1, HEADER);
-        if ring.stream {
-            self.unless_drained(ring, no_room);
-            self.claim(ring, length, [entered, again, no_room]);
+        if self.functions.is_some() && !ring.stream {
+            self.call_claim(ring, max, length, lost);
         } else {
-            self.asm.jump(placed);
+            let claim = Claim {
+                last: (PAGE - i32::from(max)).into(),
+                length: length.map(Src::Imm),
+                pages: ring.pages.cast_signed().into(),
+                tries: None,
+                stream: ring.stream,
+            };
+            self.asm.store_imm(Size::B8, Reg::R10, slot::TRIES, 4);
+            self.claim(claim, [got, entered, no_room]);
+            self.asm.bind(no_room);
+            self.no_room(lost);
+            self.asm.jump(lost);
         }
-
-        self.asm.bind(no_room);
-        // Atomic: a nested writer may find no room between our load and our store.
-        self.asm.mov(Reg::R1, 1);
-        self.asm.atomic_add(Reg::R5, head::LOST as i16, Reg::R1);
-        self.asm.branch(Cond::Ne, Reg::R4, 0, lost);
-        self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
-        self.asm.jump(lost);
-
         if ring.stream {
             self.asm.bind(entered);
             self.entered(pack, ring);
@@ -262,36 +255,138 @@ impl Emit<'_> {
         self.page(ring, max, lost);
     }
 
+    /// As [`Emit::claim`], by the function; to `lost` where it finds no room.
+    fn call_claim(&mut self, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
+        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
+        self.asm.mov(Reg::R1, Reg::R5);
+        self.asm.mov(Reg::R2, i32::from(max));
+        match length {
+            Some(length) => self.asm.mov(Reg::R3, length),
+            None => self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::LENGTH),
+        }
+        self.asm.mov(Reg::R4, ring.pages.cast_signed());
+        self.call_function(Function::Claim);
+        self.asm.branch(Cond::Eq, Reg::R0, 0, lost);
+        self.asm.mov(Reg::R1, Reg::R0);
+        self.asm.alu(Alu::And, Reg::R1, 1);
+        self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R1);
+        self.asm.alu(Alu::Rsh, Reg::R0, 1);
+        self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R0);
+        self.asm.load(Size::B8, Reg::R5, Reg::R10, slot::HEAD);
+    }
+
+    /// R1 the head, R2 the most that the record may need, R3 what it needs, R4 the pages of its ring. Returns twice its
+    /// position, and 1 more where an interrupted writer is on the way; or 0.
+    pub(super) fn claim_function(&mut self) {
+        let [got, outermost, no_room, failed] = std::array::from_fn(|_| self.asm.label());
+        let (last, length, pages, tries) = (Reg::R6, Reg::R7, Reg::R8, Reg::R9);
+        self.asm.mov(Reg::R5, Reg::R1);
+        self.asm.mov(last, PAGE);
+        self.asm.alu(Alu::Sub, last, Reg::R2);
+        self.asm.mov(length, Reg::R3);
+        self.asm.mov(pages, Reg::R4);
+        self.asm.mov(tries, 4);
+        let claim = Claim {
+            last: last.into(),
+            length: Some(length.into()),
+            pages: pages.into(),
+            tries: Some(tries),
+            stream: false,
+        };
+        self.claim(claim, [got, got, no_room]);
+        self.asm.bind(got);
+        self.asm.mov(Reg::R0, Reg::R1);
+        self.asm.alu(Alu::Sub, Reg::R0, length);
+        self.asm.alu(Alu::Lsh, Reg::R0, 1);
+        self.asm.branch(Cond::Eq, Reg::R4, 0, outermost);
+        self.asm.alu(Alu::Or, Reg::R0, 1);
+        self.asm.bind(outermost);
+        self.asm.exit();
+        self.asm.bind(no_room);
+        self.no_room(failed);
+        self.asm.bind(failed);
+    }
+
+    /// Takes a place in the ring of the head at R5. To `got`, with R1 the position behind it and R4 not 0 where an interrupted
+    /// writer is on the way; of a stream that enters a page to `entered`; or to `no_room`. In the way of a hit the position and
+    /// what was `busy` are then in the slots `AT` and `OUTER`. R0 old position, R1 the record's, R2 and R3 scratch.
+    fn claim(&mut self, claim: Claim, [got, entered, no_room]: [Label; 3]) {
+        let [again, next_page, placed] = std::array::from_fn(|_| self.asm.label());
+        self.asm.load(Size::B8, Reg::R4, Reg::R5, head::BUSY as i16);
+        if claim.tries.is_none() {
+            // Once more, to be tested at the end: of one value the verifier would know there which way it went here, and
+            // follow all that lies between once for each. Whoever nests between the two loads leaves it as it was.
+            self.asm.load(Size::B8, Reg::R1, Reg::R5, head::BUSY as i16);
+            self.asm.store(Size::B8, Reg::R10, slot::OUTER, Reg::R1);
+        }
+
+        self.asm.bind(again);
+        self.asm.load(Size::B8, Reg::R0, Reg::R5, head::POS as i16);
+        self.asm.mov(Reg::R1, Reg::R0);
+        self.asm.mov(Reg::R2, Reg::R0);
+        self.asm.alu(Alu::And, Reg::R2, PAGE - 1);
+        self.asm.branch(Cond::Lt, Reg::R2, HEADER, next_page);
+        self.asm.branch(Cond::Gt, Reg::R2, claim.last, next_page);
+        self.asm.bind(placed);
+        self.exchange(claim, [got, again, no_room]);
+
+        // Apart from the way that most take. Also so that the verifier comes to it last: it knows more of a place at a
+        // page's begin, and has then seen all that follows for any place.
+        self.asm.bind(next_page);
+        self.asm.alu(Alu::Add, Reg::R1, PAGE - 1);
+        self.asm.alu(Alu::And, Reg::R1, -PAGE);
+        self.asm.alu(Alu::Add, Reg::R1, HEADER);
+        if claim.stream {
+            self.unless_drained(claim, no_room);
+            self.exchange(claim, [entered, again, no_room]);
+        } else {
+            self.asm.jump(placed);
+        }
+    }
+
+    /// Counts a record that found no room. To `nested` where an interrupted writer is on the way, whose place stays known.
+    fn no_room(&mut self, nested: Label) {
+        // Atomic: a nested writer may find no room between our load and our store.
+        self.asm.mov(Reg::R1, 1);
+        self.asm.atomic_add(Reg::R5, head::LOST as i16, Reg::R1);
+        self.asm.branch(Cond::Ne, Reg::R4, 0, nested);
+        self.asm.store_imm(Size::B8, Reg::R5, head::BUSY as i16, 0);
+    }
+
     /// To `no_room` where the page of R1 still holds, a lap ago, what was not drained. Uses R2 and R3.
-    fn unless_drained(&mut self, ring: Ring, no_room: Label) {
+    fn unless_drained(&mut self, claim: Claim, no_room: Label) {
         self.asm.mov(Reg::R3, Reg::R1);
         self.asm.alu(Alu::Rsh, Reg::R3, 12);
         self.asm.load(Size::B8, Reg::R2, Reg::R5, head::FLOOR as i16);
         self.asm.alu(Alu::Rsh, Reg::R2, 12);
         self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
-        self.asm
-            .branch(Cond::Ge, Reg::R3, ring.pages.cast_signed(), no_room);
+        self.asm.branch(Cond::Ge, Reg::R3, claim.pages, no_room);
+    }
+
+    /// `op= length`. Uses R2.
+    fn by_length(&mut self, claim: Claim, op: Alu, to: Reg) {
+        let length = claim.length.unwrap_or_else(|| {
+            self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
+            Reg::R2.into()
+        });
+        self.asm.alu(op, to, length);
     }
 
     /// Moves `pos` from R0 behind a record at R1. Goes to `got`; to `again` where somebody
     /// else moved it; or to `no_room`.
-    fn claim(&mut self, ring: Ring, length: Option<i32>, [got, again, no_room]: [Label; 3]) {
+    fn exchange(&mut self, claim: Claim, [got, again, no_room]: [Label; 3]) {
         let [nested, exchange] = std::array::from_fn(|_| self.asm.label());
-        self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+        if claim.tries.is_none() {
+            self.asm.store(Size::B8, Reg::R10, slot::AT, Reg::R1);
+        }
         // In a stream the interrupted writer's page is not drained, so that nobody enters it anew: `unless_drained`.
         self.asm
-            .branch(Cond::Ne, Reg::R4, 0, if ring.stream { exchange } else { nested });
+            .branch(Cond::Ne, Reg::R4, 0, if claim.stream { exchange } else { nested });
         self.asm.mov(Reg::R3, Reg::R0);
         self.asm.alu(Alu::Lsh, Reg::R3, 16);
-        match length {
-            Some(length) => self.asm.alu(Alu::Or, Reg::R3, length),
-            None => {
-                self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
-                self.asm.alu(Alu::Or, Reg::R3, Reg::R2);
-            }
-        }
+        self.by_length(claim, Alu::Or, Reg::R3);
         self.asm.store(Size::B8, Reg::R5, head::BUSY as i16, Reg::R3);
-        if !ring.stream {
+        if !claim.stream {
             self.asm.jump(exchange);
 
             self.asm.bind(nested);
@@ -301,25 +396,21 @@ impl Emit<'_> {
             self.asm.mov(Reg::R2, Reg::R4);
             self.asm.alu(Alu::Rsh, Reg::R2, 28);
             self.asm.alu(Alu::Sub, Reg::R3, Reg::R2);
-            self.asm
-                .branch(Cond::Ge, Reg::R3, ring.pages.cast_signed(), no_room);
+            self.asm.branch(Cond::Ge, Reg::R3, claim.pages, no_room);
         }
 
         self.asm.bind(exchange);
-        match length {
-            Some(length) => self.asm.alu(Alu::Add, Reg::R1, length),
-            None => {
-                self.asm.load(Size::B8, Reg::R2, Reg::R10, slot::LENGTH);
-                self.asm.alu(Alu::Add, Reg::R1, Reg::R2);
-            }
-        }
+        self.by_length(claim, Alu::Add, Reg::R1);
         self.asm.mov(Reg::R3, Reg::R0);
         self.asm.cmpxchg(Reg::R5, head::POS as i16, Reg::R1);
         self.asm.branch(Cond::Eq, Reg::R0, Reg::R3, got);
-        self.asm.load(Size::B8, Reg::R1, Reg::R10, slot::TRIES);
-        self.asm.alu(Alu::Sub, Reg::R1, 1);
-        self.asm.store(Size::B8, Reg::R10, slot::TRIES, Reg::R1);
-        self.asm.branch(Cond::Ne, Reg::R1, 0, again);
+        match claim.tries {
+            Some(tries) => {
+                self.asm.alu(Alu::Sub, tries, 1);
+                self.asm.branch(Cond::Ne, tries, 0, again);
+            }
+            None => self.try_again(again),
+        }
         self.asm.jump(no_room);
     }
 

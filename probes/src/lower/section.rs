@@ -192,6 +192,7 @@ pub fn syscall_program(
 
 pub(super) fn finish(mut emit: Emit<'_>) -> Result<Code, LowerError> {
     emit.epilogue();
+    emit.functions();
     if let Some(span) = emit.too_deep {
         return Err(LowerError::TooDeep { span });
     }
