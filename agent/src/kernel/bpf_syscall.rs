@@ -163,14 +163,22 @@ pub fn load_types(btf: &[u8]) -> io::Result<OwnedFd> {
         btf_size: btf.len() as u32,
         btf_log_size: 0,
     };
-    // SAFETY: the attributes are those of BTF_LOAD and as long as said; the address in them is of `btf`, which has so many
-    // bytes and lives on.
+    // SAFETY: the attributes are those of BTF_LOAD; the address in them is of `btf`, which has so many bytes and lives on.
+    unsafe { bpf(BTF_LOAD, &mut attributes) }
+}
+
+/// Calls bpf(2) for a descriptor.
+///
+/// # Safety
+/// The attributes are those of the command, and each address in them is of as much memory as they say, which lives on.
+unsafe fn bpf<Attributes>(command: libc::c_long, attributes: &mut Attributes) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's word; the attributes are as long as said.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BTF_LOAD,
-            &raw mut attributes,
-            size_of::<TypesAttributes>(),
+            command,
+            &raw mut *attributes,
+            size_of::<Attributes>(),
         )
     };
     if result < 0 {
@@ -224,19 +232,10 @@ fn try_load(
         // SAFETY: the attributes are those of PROG_LOAD and as long as said; the addresses in them are of `program`,
         // which has `insn_cnt` instructions, of a text with a NUL, of `info`, which has `func_info_cnt` records of that
         // size, or none, and of `log`, which has `log_size` bytes, or none; all live on.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                PROG_LOAD,
-                &raw mut attributes,
-                size_of::<LoadAttributes>(),
-            )
+        let error = match unsafe { bpf(PROG_LOAD, &mut attributes) } {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => error,
         };
-        if result >= 0 {
-            // SAFETY: the kernel has just made this descriptor, for us alone.
-            return Ok(unsafe { OwnedFd::from_raw_fd(result as i32) });
-        }
-        let error = io::Error::last_os_error();
         if error.raw_os_error() != Some(libc::EAGAIN) || tries == TRIES {
             return Err(error);
         }
@@ -256,17 +255,6 @@ pub fn link_to_nothing(program: &OwnedFd) -> io::Error {
         cookie: 0,
     };
     // SAFETY: the attributes are those of LINK_CREATE and as long as said; they hold no address.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            LINK_CREATE,
-            &raw mut attributes,
-            size_of::<LinkAttributes>(),
-        )
-    };
-    if result < 0 {
-        io::Error::last_os_error()
-    } else {
-        io::ErrorKind::Other.into()
-    }
+    let link = unsafe { bpf(LINK_CREATE, &mut attributes) };
+    link.err().unwrap_or_else(|| io::ErrorKind::Other.into())
 }
