@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod babeltrace;
+pub mod costly;
 pub mod ftrace;
 pub mod lab;
 pub mod live;

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo bench -p lkst-tests --bench costs                    all of it, as a table
-//! cargo bench -p lkst-tests --bench costs -- --only hits     a part: hits, switches, cpus, stream, show, load
+//! cargo bench -p lkst-tests --bench costs -- --only hits     a part: hits, switches, cpus, budget, …
 //! cargo bench -p lkst-tests --bench costs -- --write         puts the table into docs/performance.md
 //! ```
 //!
 //! It needs root, and Debian's packages bpftrace, linux-perf and babeltrace2. Nothing here passes or fails by time: the
 //! table says which target is met.
 
+mod budget;
 mod hits;
 mod loads;
 mod report;
@@ -50,10 +51,11 @@ fn options() -> Result<Options> {
 
 type Part = fn(&Lab, usize, &mut Report) -> Result<()>;
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("hits", hits::hits),
     ("switches", hits::switches),
     ("cpus", hits::two_cpus),
+    ("budget", budget::budget),
     ("stream", whole::stream),
     ("show", whole::show),
     ("load", whole::compile_and_load),
