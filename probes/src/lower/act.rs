@@ -139,7 +139,12 @@ impl Emit<'_> {
         self.asm.mov(Reg::R1, Reg::R9);
         self.control_word(Reg::R2, pack.block);
         self.asm.mov(Reg::R3, Reg::R8);
-        self.call_function(Function::Change);
+        // Apart, since the verifier follows each try: a switch has ten times as many ways through one.
+        self.call_function(if switches {
+            Function::ChangeOrSwitch
+        } else {
+            Function::Change
+        });
         self.asm.branch(Cond::Ne, Reg::R0, 0, won);
         for (index, trigger) in section.plan.triggers.iter().enumerate() {
             // Every rule that fired on this hit has lost its change.
@@ -168,8 +173,8 @@ impl Emit<'_> {
     }
 
     /// R1 the area, R2 the pack's block, R3 the time. Makes the change, and returns the state that holds then, which is never
-    /// 0; or 0 where other CPUs were always faster.
-    pub(super) fn change_function(&mut self) {
+    /// 0; or goes to `failed` where other CPUs were always faster.
+    pub(super) fn change_function(&mut self, switches: bool, failed: Label) {
         let [again, exchange, numbered, lost_race, won] = std::array::from_fn(|_| self.asm.label());
         let (area, block, time, tries) = (Reg::R9, Reg::R5, Reg::R8, Reg::R7);
         for (to, from) in [(area, Reg::R1), (block, Reg::R2), (time, Reg::R3)] {
@@ -186,7 +191,9 @@ impl Emit<'_> {
             self.asm.load(Size::B8, Reg::R2, area, at);
             self.asm.alu(Alu::Or, Reg::R1, Reg::R2);
         }
-        self.switch(exchange, lost_race);
+        if switches {
+            self.switch(exchange, lost_race);
+        }
         self.asm.bind(exchange);
         self.asm.constant(Reg::R4, 1 << state::SEQUENCE_SHIFT);
         self.asm.alu(Alu::Add, Reg::R1, Reg::R4);
@@ -199,8 +206,7 @@ impl Emit<'_> {
         self.asm.bind(lost_race);
         self.asm.alu(Alu::Sub, tries, 1);
         self.asm.branch(Cond::Ne, tries, 0, again);
-        self.asm.mov(Reg::R0, 0);
-        self.asm.exit();
+        self.asm.jump(failed);
         self.asm.bind(won);
         self.asm.mov(Reg::R0, Reg::R1);
         self.asm.exit();

@@ -284,8 +284,8 @@ impl Emit<'_> {
     }
 
     /// R1 the limit's word, R2 how many it allows in R3, R4 the time, both in units of its clock. Returns [`WON`],
-    /// [`REFUSED`], or 0 where other CPUs were always faster.
-    pub(super) fn limit_function(&mut self) {
+    /// [`REFUSED`], or goes to `failed` where other CPUs were always faster.
+    pub(super) fn limit_function(&mut self, failed: Label) {
         let [again, open, exchange, won, refused] = std::array::from_fn(|_| self.asm.label());
         let (word, count, window, now) = (Reg::R5, Reg::R6, Reg::R7, Reg::R8);
         for (to, from) in [
@@ -323,8 +323,7 @@ impl Emit<'_> {
         self.asm.branch(Cond::Eq, Reg::R0, Reg::R1, won);
         self.asm.alu(Alu::Sub, Reg::R9, 1);
         self.asm.branch(Cond::Ne, Reg::R9, 0, again);
-        self.asm.mov(Reg::R0, 0);
-        self.asm.exit();
+        self.asm.jump(failed);
         self.asm.bind(refused);
         self.asm.mov(Reg::R0, REFUSED);
         self.asm.exit();

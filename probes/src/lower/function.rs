@@ -17,8 +17,10 @@ pub(crate) enum Function {
     Claim,
     /// Takes one firing from a limit: `fire.rs`.
     Limit,
-    /// Makes the change that an area holds: `act.rs`.
+    /// Makes the change that an area holds, which has no switch: `act.rs`.
     Change,
+    /// Makes the change that an area holds.
+    ChangeOrSwitch,
 }
 
 impl Function {
@@ -34,8 +36,11 @@ impl Function {
                 memory: &[8],
                 numbers: 3,
             },
-            Function::Change => Signature {
-                name: "change",
+            Function::Change | Function::ChangeOrSwitch => Signature {
+                name: match self {
+                    Function::Change => "change",
+                    _ => "change_or_switch",
+                },
                 memory: &[area::HELD as u32, control::BLOCK_BYTES],
                 numbers: 1,
             },
@@ -61,9 +66,10 @@ impl Emit<'_> {
                 self.asm.branch(Cond::Eq, pointer, 0, failed);
             }
             match function {
-                Function::Claim => self.claim_function(),
-                Function::Limit => self.limit_function(),
-                Function::Change => self.change_function(),
+                Function::Claim => self.claim_function(failed),
+                Function::Limit => self.limit_function(failed),
+                Function::Change => self.change_function(false, failed),
+                Function::ChangeOrSwitch => self.change_function(true, failed),
             }
             self.asm.bind(failed);
             self.asm.mov(Reg::R0, 0);

@@ -227,6 +227,7 @@ impl Emit<'_> {
         self.asm
             .alu(Alu::Lsh, Reg::R1, head::BYTES.trailing_zeros().cast_signed());
         self.asm.alu(Alu::Add, Reg::R5, Reg::R1);
+        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         if self.functions.is_some() && !ring.stream {
             self.call_claim(ring, max, length, lost);
         } else {
@@ -248,7 +249,6 @@ impl Emit<'_> {
             self.entered(pack, ring);
         }
         self.asm.bind(got);
-        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         self.asm.load(Size::B8, Reg::R3, Reg::R10, slot::AT);
         self.asm.alu(Alu::Rsh, Reg::R3, 12);
         self.word(length);
@@ -257,7 +257,6 @@ impl Emit<'_> {
 
     /// As [`Emit::claim`], by the function; to `lost` where it finds no room.
     fn call_claim(&mut self, ring: Ring, max: u16, length: Option<i32>, lost: Label) {
-        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         self.asm.mov(Reg::R1, Reg::R5);
         self.asm.mov(Reg::R2, i32::from(max));
         match length {
@@ -276,9 +275,9 @@ impl Emit<'_> {
     }
 
     /// R1 the head, R2 the most that the record may need, R3 what it needs, R4 the pages of its ring. Returns twice its
-    /// position, and 1 more where an interrupted writer is on the way; or 0.
-    pub(super) fn claim_function(&mut self) {
-        let [got, outermost, no_room, failed] = std::array::from_fn(|_| self.asm.label());
+    /// position, and 1 more where an interrupted writer is on the way; or goes to `failed`.
+    pub(super) fn claim_function(&mut self, failed: Label) {
+        let [got, outermost, no_room] = std::array::from_fn(|_| self.asm.label());
         let (last, length, pages, tries) = (Reg::R6, Reg::R7, Reg::R8, Reg::R9);
         self.asm.mov(Reg::R5, Reg::R1);
         self.asm.mov(last, PAGE);
@@ -304,7 +303,7 @@ impl Emit<'_> {
         self.asm.exit();
         self.asm.bind(no_room);
         self.no_room(failed);
-        self.asm.bind(failed);
+        self.asm.jump(failed);
     }
 
     /// Takes a place in the ring of the head at R5. To `got`, with R1 the position behind it and R4 not 0 where an interrupted
@@ -427,7 +426,6 @@ impl Emit<'_> {
             }
             self.asm.branch(Cond::Ne, Reg::R3, 0, no_quarter);
         }
-        self.asm.store(Size::B8, Reg::R10, slot::HEAD, Reg::R5);
         self.wake_reader(pack.index);
         self.asm.load(Size::B8, Reg::R5, Reg::R10, slot::HEAD);
         self.asm.bind(no_quarter);
