@@ -13,7 +13,7 @@ use crate::layout::{control, head};
 /// A function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Function {
-    /// Takes a place in a ring: `record.rs`.
+    /// Takes a place in a ring: `reserve.rs`.
     Claim,
     /// Takes one firing from a limit: `fire.rs`.
     Limit,

@@ -26,6 +26,7 @@ mod function;
 mod held;
 mod names;
 mod record;
+mod reserve;
 mod section;
 mod share;
 mod text;
