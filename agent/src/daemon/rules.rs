@@ -1,11 +1,13 @@
 //! The rules folder → other rules in force. One pack's fault is that pack's alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use lkst_probes::features::Costs;
 use lkst_rules::diagnostic::{Diagnostics, render};
-use lkst_rules::plan::Plan;
+use lkst_rules::plan::{Plan, SharedColumns};
 use lkst_rules::{Options, compile};
 
 use super::{Agent, tell_manager, unix_now_ns};
@@ -399,12 +401,15 @@ impl Agent {
         let kernel = Kernel::read(&self.tracefs, false)?;
         let features = generator_features(&kernel.schema)?;
         let config = &self.options.config;
+        let shared = &mut self.columns;
+        // Each memo once: what is in force and what the packs keep are then the same plans.
+        let mut compiled: BTreeMap<String, Vec<Version>> = BTreeMap::new();
         let plans = |memo: &str| -> Result<Vec<Arc<Plan>>, String> {
-            Ok(versions(memo, config, &kernel)?
-                .into_iter()
-                .filter(|version| version.text.down.is_none())
-                .map(|version| version.plan)
-                .collect())
+            let versions = versions(memo, config, &kernel, shared)?;
+            let in_force = versions.iter().filter(|version| version.text.down.is_none());
+            let plans = in_force.map(|version| Arc::clone(&version.plan)).collect();
+            compiled.insert(memo.to_owned(), versions);
+            Ok(plans)
         };
         let Some(adopted) = adopt(&pins, &features, plans)? else {
             clear(&pins);
@@ -412,7 +417,9 @@ impl Agent {
             self.open_pins();
             return Ok(());
         };
-        let versions = versions(&adopted.memo, config, &kernel).map_err(anyhow::Error::msg)?;
+        let versions = compiled
+            .remove(&adopted.memo)
+            .context("the rules in force were not asked for")?;
         tracing::info!(
             packs = versions.len(),
             generation = adopted.loaded.generation(),
@@ -466,7 +473,12 @@ fn environment<'e>(
 }
 
 /// The versions that a memo names, compiled as they were.
-fn versions(memo: &str, config: &Config, kernel: &Kernel) -> Result<Vec<Version>, String> {
+fn versions(
+    memo: &str,
+    config: &Config,
+    kernel: &Kernel,
+    shared: &mut SharedColumns,
+) -> Result<Vec<Version>, String> {
     let texts: Vec<VersionText> = serde_json::from_str(memo).map_err(|error| error.to_string())?;
     let version = |text: VersionText| {
         let pack = text.pack();
@@ -474,11 +486,14 @@ fn versions(memo: &str, config: &Config, kernel: &Kernel) -> Result<Vec<Version>
         let (plan, diagnostics) = compile(&pack, &options, &kernel.allowed(config));
         let said = render(&diagnostics, &pack.sources, false);
         match plan {
-            Some(plan) => Ok(Version {
-                plan: as_set(config, Arc::new(plan)),
-                text,
-                warnings: Some(said).filter(|said| !said.is_empty()),
-            }),
+            Some(mut plan) => {
+                plan.share(shared);
+                Ok(Version {
+                    plan: as_set(config, Arc::new(plan)),
+                    text,
+                    warnings: Some(said).filter(|said| !said.is_empty()),
+                })
+            }
             None => Err(said),
         }
     };
