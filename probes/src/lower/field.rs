@@ -21,6 +21,12 @@ pub(crate) mod pt_regs {
     pub(crate) const ORIG_AX: i16 = 120;
 }
 
+/// A pointer on the way may be null, as that to the current task never is: the verifier knows, and would have to cut out what
+/// is done where it is.
+pub(super) fn may_be_null(path: &Path) -> bool {
+    path.base != Base::CurrentTask || path.hops.len() > 1
+}
+
 /// How a load of so many bits is done.
 pub(crate) fn size_of_bits(bits: u8) -> Size {
     Size::of_bytes(usize::from(bits / 8)).unwrap_or(Size::B8)
@@ -289,41 +295,45 @@ impl Emit<'_> {
     /// R1 = what lies at the end of a path, loaded at `size`, zero-extended; 0 where a pointer on the way is null or
     /// cannot be read.
     pub(crate) fn load_path(&mut self, path: &Path, size: Size) {
+        let Some(last) = path.hops.last() else {
+            return self.load_base(path.base);
+        };
         let (null, done) = (self.asm.label(), self.asm.label());
         let direct = self.walk(path, null);
-        if let Some(last) = path.hops.last() {
-            self.hop(i64::from(last.offset), direct && last.direct, size, null);
+        self.hop(last.offset, direct && last.direct, size);
+        if may_be_null(path) {
             self.asm.jump(done);
-        }
-        // It is 0 here already, but to the verifier it may still be a pointer, which it lets nobody compute with.
-        self.asm.bind(null);
-        if !path.hops.is_empty() {
+            // It is 0 here already, but to the verifier it may still be a pointer, which it lets nobody compute with.
+            self.asm.bind(null);
             self.asm.mov(Reg::R1, 0);
+            self.asm.bind(done);
         }
-        self.asm.bind(done);
     }
 
     /// R1 = the pointer before a path's last hop. Returns whether plain loads may go on from it. Jumps to `null` with
-    /// R1 = 0.
+    /// R1 = 0 where a pointer is null, if one [`may_be_null`].
     pub(super) fn walk(&mut self, path: &Path, null: Label) -> bool {
         self.load_base(path.base);
         let mut direct = self.direct;
         let pointers = path.hops.len().saturating_sub(1);
+        if path.base != Base::CurrentTask {
+            self.asm.branch(Cond::Eq, Reg::R1, 0, null);
+        }
         for hop in path.hops.iter().take(pointers) {
             direct &= hop.direct;
-            self.hop(i64::from(hop.offset), direct, Size::B8, null);
+            self.hop(hop.offset, direct, Size::B8);
+            self.asm.branch(Cond::Eq, Reg::R1, 0, null);
         }
         direct
     }
 
-    /// R1 = `*(size *)(R1 + offset)`; jumps to `null` with R1 = 0 where R1 is null.
-    fn hop(&mut self, offset: i64, direct: bool, size: Size, null: Label) {
-        self.asm.branch(Cond::Eq, Reg::R1, 0, null);
+    /// R1 = `*(size *)(R1 + offset)`.
+    fn hop(&mut self, offset: u32, direct: bool, size: Size) {
         match i16::try_from(offset) {
             Ok(offset) if direct => self.asm.load(size, Reg::R1, Reg::R1, offset),
             _ => {
                 self.asm.mov(Reg::R3, Reg::R1);
-                self.asm.alu(Alu::Add, Reg::R3, offset as i32);
+                self.asm.alu(Alu::Add, Reg::R3, offset.cast_signed());
                 self.probe_read_r3(size);
             }
         }
@@ -381,7 +391,6 @@ impl Emit<'_> {
             return;
         }
         self.walk(path, null);
-        self.asm.branch(Cond::Eq, Reg::R1, 0, null);
         self.asm.mov(Reg::R3, Reg::R1);
         if let Some(last) = path.hops.last() {
             self.asm.alu(Alu::Add, Reg::R3, last.offset.cast_signed());

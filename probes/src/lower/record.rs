@@ -7,7 +7,7 @@
 use lkst_rules::plan::{Expr, Load, Node, TaskValue};
 use lkst_rules::schema::{Place, Recipe};
 
-use super::field::size_of_bits;
+use super::field::{may_be_null, size_of_bits};
 use super::section::PackEnv;
 use super::text::length_slot;
 use super::value::constant;
@@ -233,14 +233,15 @@ impl Emit<'_> {
             && bytes.is_multiple_of(8)
         {
             self.walk(path, null);
-            self.asm.branch(Cond::Eq, Reg::R1, 0, null);
             for at in (0..bytes as i16).step_by(8) {
                 self.asm.load(Size::B8, Reg::R2, Reg::R1, from + at);
                 self.asm.store(Size::B8, Reg::R9, offset + at, Reg::R2);
             }
-            self.asm.jump(done);
-            self.zeros(null, bytes, offset);
-            self.asm.bind(done);
+            if may_be_null(path) {
+                self.asm.jump(done);
+                self.zeros(null, bytes, offset);
+                self.asm.bind(done);
+            }
             return;
         }
         match (&expr.node, place_of(expr, self.kind)) {

@@ -200,7 +200,6 @@ impl Emit<'_> {
         }
         if let Some((path, offset)) = self.plain_array(expr) {
             self.walk(path, unreadable);
-            self.asm.branch(Cond::Eq, Reg::R1, 0, unreadable);
             self.asm.mov(Reg::R3, Reg::R1);
             return Held::Array(offset, capacity);
         }
