@@ -12,12 +12,18 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use lkst::status::{PackStatus, Status};
+use lkst::status::{EventStatus, PackStatus, Status};
 
 use crate::namespace::{mount_new, unmount_all};
 
 /// How long anything may take that takes well below a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a pack says of an event.
+#[must_use]
+pub fn event_of<'p>(pack: &'p PackStatus, name: &str) -> Option<&'p EventStatus> {
+    pack.events.iter().find(|event| event.name == name)
+}
 
 /// An agent and its folders.
 #[derive(Debug)]

@@ -9,16 +9,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use lkst::status::{EventStatus, PackStatus};
+use lkst::status::PackStatus;
 
 use crate::agents::Bed;
 use crate::shared::words;
-use crate::worker::{Worker, cpus};
+use crate::worker::{Worker, cpu_time, cpus};
 
 /// The pack, and the one beside it, which records `task:task_rename` of the tag.
-pub const PACKS: [&str; 2] = ["costly", "other"];
+const PACKS: [&str; 2] = ["costly", "other"];
 /// The tag of the names that the pack beside it records.
 pub const TAG: u8 = b'B';
+/// The ends of reads: none but ours is recorded, or counted as over the budget.
+pub const READS: &str = "syscalls:sys_exit_pread64";
 /// What each read asks for: as many bytes as nobody else does, so that its ends are known by what they return.
 const BYTES: usize = 32_760;
 
@@ -44,7 +46,7 @@ impl Costly {
                  set s {{
                    sched:* timer:* syscalls:*
                    syscalls:sys_enter_pread64 record fd, buf, count, pos, task.comm, task.ppid, task.uid, task.gid
-                   syscalls:sys_exit_pread64 with ret == {BYTES}
+                   {READS} with ret == {BYTES}
                  }}
                  {start}
                  rule each {{ when syscalls:sys_exit_prctl then notify \"renamed: {{ret}}\" }}"
@@ -52,10 +54,13 @@ impl Costly {
         )?;
         bed.put(
             "other.lkst",
-            "budget 100%
-             buffer main { size = 4MiB }
-             set s { task:task_rename with newcomm like \"lktB-*\" }
-             start with s",
+            &format!(
+                "budget 100%
+                 buffer main {{ size = 4MiB }}
+                 set s {{ task:task_rename with newcomm like \"lkt{}-*\" }}
+                 start with s",
+                char::from(TAG)
+            ),
         )?;
         bed.start()?;
         for pack in PACKS {
@@ -65,8 +70,8 @@ impl Costly {
         Ok(Costly { bed })
     }
 
-    /// Lets the agent go on, asks it for both packs, in the order of [`PACKS`], and takes all of it out of the kernel.
-    /// With them comes what the agent has logged.
+    /// Lets the agent go on, asks it for the pack and the one beside it, and takes all of it out of the kernel. With them
+    /// comes what the agent has logged.
     ///
     /// # Errors
     /// What the agent says.
@@ -80,16 +85,6 @@ impl Costly {
     }
 }
 
-/// What a pack says of the ends of our reads.
-///
-/// # Errors
-/// It does not know of them.
-pub fn reads_seen(pack: &PackStatus) -> anyhow::Result<&EventStatus> {
-    let mut events = pack.events.iter();
-    let found = events.find(|event| event.name == "syscalls:sys_exit_pread64");
-    found.context("no word of the reads")
-}
-
 /// Reads that were made.
 #[derive(Debug, Clone, Copy)]
 pub struct Reads {
@@ -97,17 +92,6 @@ pub struct Reads {
     pub made: u64,
     /// What one took of its CPU, in nanoseconds: the mean.
     pub ns: f64,
-}
-
-/// What this process has had of its CPU, in nanoseconds.
-fn cpu_time_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the time is written to a place of its type.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 /// Reads of zeros on every CPU at once, for so long: each takes as long as a common system call does, and shares nothing
@@ -124,7 +108,8 @@ pub fn reads(time: Duration) -> anyhow::Result<Reads> {
         let file = &file;
         workers.push(Worker::new(*cpu, move || {
             let mut bytes = [0_u8; BYTES];
-            let (begun, first) = (Instant::now(), cpu_time_ns());
+            let had = || cpu_time(0).unwrap_or_default();
+            let (begun, first) = (Instant::now(), had());
             let mut made = 0;
             while begun.elapsed() < time {
                 for _ in 0..1000 {
@@ -134,7 +119,7 @@ pub fn reads(time: Duration) -> anyhow::Result<Reads> {
                 }
             }
             words[2 * place].store(made, Relaxed);
-            words[2 * place + 1].store(cpu_time_ns() - first, Relaxed);
+            words[2 * place + 1].store((had() - first).as_nanos() as u64, Relaxed);
         })?);
     }
     workers.iter_mut().for_each(Worker::go);
@@ -148,6 +133,7 @@ pub fn reads(time: Duration) -> anyhow::Result<Reads> {
     };
     let (made, ns) = (sum(0), sum(1));
     ensure!(made > 0, "no read went well");
+    ensure!(ns > 0, "no processor time is known");
     Ok(Reads {
         made,
         ns: ns as f64 / made as f64,

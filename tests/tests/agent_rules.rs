@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lkst::kernel::link::open_pinned;
 use lkst::status::PackPhase;
-use lkst_tests::agents::Bed;
+use lkst_tests::agents::{Bed, event_of};
 use lkst_tests::lab::Lab;
 use lkst_tests::objects::Objects;
 use lkst_tests::worker::{Worker, cpus, rename};
@@ -397,10 +397,7 @@ fn from_the_write_of_a_rule_to_its_first_record() {
         worker.go();
         let recorded = |bed: &Bed| {
             let pack = bed.pack("p00").unwrap().unwrap();
-            pack.events
-                .iter()
-                .find(|event| event.name == "task:task_rename")
-                .map_or(0, |event| event.recorded)
+            event_of(&pack, "task:task_rename").map_or(0, |event| event.recorded)
         };
         let before = recorded(&bed);
         let begun = Instant::now();

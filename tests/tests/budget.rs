@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use lkst::kernel::costs::measure;
 use lkst::kernel::generation::load;
-use lkst::status::{PackPhase, PackStatus};
-use lkst_tests::agents::Bed;
-use lkst_tests::costly::{Costly, TAG, reads, reads_seen};
+use lkst::status::PackPhase;
+use lkst_tests::agents::{Bed, event_of};
+use lkst_tests::costly::{Costly, READS, TAG, reads};
 use lkst_tests::lab::Lab;
 use lkst_tests::streamed::Numbered;
 use lkst_tests::view::View;
@@ -109,11 +109,9 @@ fn the_kernel_alone_holds_a_pack_to_its_budget() {
             .unwrap();
         let ([costly, other], log) = costly.end().unwrap();
         let seconds = begun.elapsed().as_secs() + 1;
-        let seen = reads_seen(&costly).unwrap();
+        let seen = event_of(&costly, READS).unwrap();
         assert_eq!(seen.recorded + seen.over_budget, made, "{seen:?}");
-        let named =
-            |pack: &PackStatus, name: &str| pack.events.iter().find(|event| event.name == name).cloned();
-        let overloads = named(&costly, "lkst:overload").map_or(0, |event| event.recorded);
+        let overloads = event_of(&costly, "lkst:overload").map_or(0, |event| event.recorded);
         let cpus = cpus().len() as u64;
         if budget == 100.0 {
             assert_eq!((seen.over_budget, overloads), (0, 0));
@@ -123,7 +121,7 @@ fn the_kernel_alone_holds_a_pack_to_its_budget() {
             let each = (TIME.as_secs() - 1) * cpus..=seconds * cpus;
             assert!(each.contains(&overloads), "{overloads} not in {each:?}");
         }
-        assert_eq!(named(&other, "task:task_rename").unwrap().recorded, 5000);
+        assert_eq!(event_of(&other, "task:task_rename").unwrap().recorded, 5000);
         // A rule without a limit fires ten times a second, whatever there is, and says so as often.
         let fired = costly.rules[0].fired;
         assert!((1..=10 * seconds).contains(&fired), "{fired} in {seconds} s");

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use lkst::status::{BufferStatus, EventStatus};
-use lkst_tests::agents::Bed;
+use lkst_tests::agents::{Bed, event_of};
 use lkst_tests::babeltrace::{assert_same_as_show, show_json};
 use lkst_tests::lab::Lab;
 use lkst_tests::namespace::{mount_new, remount, set_read_only};
@@ -59,8 +59,7 @@ fn main_of(bed: &Bed) -> BufferStatus {
 
 fn renames(bed: &Bed) -> EventStatus {
     let pack = bed.pack("p").unwrap().unwrap();
-    let mut events = pack.events.into_iter();
-    events.find(|event| event.name == "task:task_rename").unwrap()
+    event_of(&pack, "task:task_rename").unwrap().clone()
 }
 
 /// Nothing half-written is left.

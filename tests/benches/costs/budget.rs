@@ -5,14 +5,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use lkst_tests::costly::{Costly, reads, reads_seen};
+use anyhow::{Context as _, Result, ensure};
+use lkst_tests::agents::event_of;
+use lkst_tests::costly::{Costly, READS, reads};
 use lkst_tests::lab::Lab;
 
+use crate::LKST;
 use crate::report::{Report, Target};
 use crate::rounds::{Attached, Contestant, Nothing, Rounds, Sample, median, run};
 
-const LKST: &str = env!("CARGO_BIN_EXE_lkst-under-test");
 /// Some seconds: a budget is of each.
 const LOAD: Duration = Duration::from_secs(4);
 /// To find a budget: that much is known well enough.
@@ -34,7 +35,7 @@ struct Stopped {
 impl Attached for Stopped {
     fn finish(self: Box<Self>, hits: u64) -> Result<()> {
         let ([pack, _], _) = self.costly.end()?;
-        let seen = reads_seen(&pack)?;
+        let seen = event_of(&pack, READS).context("no word of the reads")?;
         let good = match self.must {
             Must::NotSee => (seen.recorded, seen.over_budget) == (0, 0),
             Must::RecordAll => (seen.recorded, seen.over_budget) == (hits, 0),

@@ -22,6 +22,9 @@ use lkst_tests::lab::Lab;
 
 use report::Report;
 
+/// The command `lkst` that is measured.
+const LKST: &str = env!("CARGO_BIN_EXE_lkst-under-test");
+
 /// What was asked for.
 struct Options {
     rounds: usize,

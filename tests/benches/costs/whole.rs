@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use lkst_tests::agents::Bed;
 use lkst_tests::lab::Lab;
+use lkst_tests::worker::cpu_time;
 
+use crate::LKST;
 use crate::loads::storm;
 use crate::report::{Report, Target};
 use crate::tracers::{Cats, Perf, Stream, bytes_below, records_in, settled};
@@ -18,23 +20,6 @@ const RENAME: &str = "task:task_rename";
 const BUFFER_KIB: u32 = 4096;
 /// At full rate this is more than any of the buffers holds.
 const RENAMES_EACH: u32 = 500_000;
-const LKST: &str = env!("CARGO_BIN_EXE_lkst-under-test");
-
-/// Processor time of a process, in seconds.
-pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let mut clock = 0;
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: both are written to places of their types.
-    let failed = unsafe {
-        libc::clock_getcpuclockid(pid.cast_signed(), &raw mut clock) != 0
-            || libc::clock_gettime(clock, &raw mut time) != 0
-    };
-    ensure!(!failed, "no clock of process {pid}");
-    Ok(time.tv_sec as f64 + time.tv_nsec as f64 / 1e9)
-}
 
 /// What a tracer took to bring a storm to disk.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +36,10 @@ fn brought(
     written: impl Fn() -> Result<u64>,
     end: impl FnOnce() -> Result<u64>,
 ) -> Result<Brought> {
-    let seconds = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<Result<f64>>();
+    let seconds = || -> std::io::Result<f64> {
+        let times = pids.iter().map(|pid| Ok(cpu_time(*pid)?.as_secs_f64()));
+        times.sum()
+    };
     let before = seconds()?;
     let made = storm(RENAMES_EACH)?;
     settled(&written)?;
